@@ -1,0 +1,90 @@
+"""The config file: everything that differs from one data set to another."""
+
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from serin.errors import UserError
+
+Learner = Literal["rule", "logistic", "hist_gradient_boosting", "xgboost"]
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class Data(_Section):
+    """`source`: a path (relative to the config file) or an address; `synthetic`: name of the generator used when
+    neither a file nor the network is there."""
+
+    source: str
+    sha256: str | None = None
+    synthetic: Literal["churn"] | None = None
+
+
+class Costs(_Section):
+    false_positive: Annotated[float, Field(gt=0)] = 1.0
+    false_negative: Annotated[float, Field(gt=0)] = 1.0
+
+
+class Split(_Section):
+    """`test` is the share of held-out rows. `group`: a column whose rows stay on one side together (a customer);
+    `time`: a column by which the latest rows are held out."""
+
+    test: Annotated[float, Field(gt=0, lt=0.9)] = 0.2
+    group: str | None = None
+    time: str | None = None
+
+
+class Training(_Section):
+    learners: tuple[Learner, ...] = ("logistic", "hist_gradient_boosting", "xgboost")
+    trials: Annotated[int, Field(ge=1)] = 20
+    budget_s: Annotated[float, Field(gt=0)] = 10.0
+    seed: int = 7
+
+
+class Gate(_Section):
+    """The verdict's margins. `cost_margin`: how much worse cost per decision may be, as a share of the
+    champion's cost, and still not stand in the way."""
+
+    alpha: Annotated[float, Field(gt=0, lt=0.5)] = 0.05
+    cost_margin: Annotated[float, Field(ge=0)] = 0.05
+    resamples: Annotated[int, Field(ge=200)] = 2000
+    min_rows: Annotated[int, Field(ge=1)] = 200
+
+
+class Config(_Section):
+    """`release` is a serin plan (a profile's name, or a document as in ModelRollout spec.plan)."""
+
+    service: Annotated[str, Field(pattern=r"^[a-z]([-a-z0-9]*[a-z0-9])?$", max_length=40)]
+    data: Data
+    target: str
+    positive: str
+    ids: tuple[str, ...] = ()
+    drop: tuple[str, ...] = ()
+    protected: tuple[str, ...] = ()
+    costs: Costs = Costs()
+    split: Split = Split()
+    training: Training = Training()
+    gate: Gate = Gate()
+    release: str | dict[str, Any] = "fast"
+
+
+def load(path: Path) -> Config:
+    """Read and check a config file. Raises `UserError` naming the offending key."""
+    try:
+        document = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise UserError(f"Config {path} cannot be read: {error.strerror}; pass CONFIG=path.") from error
+    except yaml.YAMLError as error:
+        raise UserError(f"Config {path} is not YAML: {' '.join(str(error).split())}") from error
+    if not isinstance(document, dict):
+        raise UserError(f"Config {path} must be a mapping of keys; copy pipelines/configs/telco.yaml and edit it.")
+    try:
+        return Config.model_validate(document)
+    except ValidationError as error:
+        first = error.errors()[0]
+        key = ".".join(str(part) for part in first["loc"])
+        raise UserError(f"Config {path}: {key}: {first['msg']}.") from error

@@ -1,0 +1,1 @@
+"""serin: release a model on KServe through a canary that promotes or rolls itself back on evidence."""

@@ -1,0 +1,45 @@
+"""What the judge says."""
+
+from dataclasses import dataclass
+from enum import StrEnum
+
+
+class Action(StrEnum):
+    ADVANCE = "advance"
+    WAIT = "wait"
+    ROLLBACK = "rollback"
+
+
+@dataclass(frozen=True, slots=True)
+class Evidence:
+    """The state of one metric.
+
+    `log10_e` is log10 of the e-value against "no harm". `low` and `high` are the anytime confidence sequence of
+    candidate / stable (ratio of event rates, ratio of latencies, ...), None while nothing is known.
+    `safe` says whether harm of the stage's margin is rejected.
+    """
+
+    metric: str
+    log10_e: float
+    low: float | None
+    high: float | None
+    safe: bool
+    stable_requests: int
+    candidate_requests: int
+
+
+@dataclass(frozen=True, slots=True)
+class Decision:
+    """`reason` is one sentence for people. `alert` is set when a person should look (sample-ratio mismatch);
+    the judge then never advances. `needs_requests` estimates the candidate requests still needed to advance,
+    `needs_s` the seconds at the traffic seen so far; None when unknown or nothing is needed.
+    """
+
+    action: Action
+    reason: str
+    log10_e: float
+    evidence: tuple[Evidence, ...]
+    blamed: str | None = None
+    alert: str | None = None
+    needs_requests: int | None = None
+    needs_s: float | None = None

@@ -1,0 +1,37 @@
+"""What the judge reads: windows of counters of the two arms."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+
+@dataclass(frozen=True, slots=True)
+class ArmCounts:
+    """What one revision answered in one window.
+
+    `events` counts answers by kind of harm, at least "errors" (5xx and answers that never came).
+    `latency` and `score` are sparse counts per bucket of `serin.histograms`; empty where nothing was measured.
+    """
+
+    requests: int = 0
+    events: Mapping[str, int] = field(default_factory=dict)
+    latency: Mapping[int, int] = field(default_factory=dict)
+    score: Mapping[int, int] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Window:
+    """Counters of both arms between two readings.
+
+    `id` rises by at least one from window to window; a window whose id is not above the last one seen is ignored.
+    `start_s`, `end_s` are UTC epoch seconds. `stage` is the index of the plan's stage (the bake is the last one).
+    `share` is the candidate's configured share of traffic, 0 to 1, in force during the whole window; None when
+    it changed inside the window, so that only the observed share can be used.
+    """
+
+    id: int
+    start_s: float
+    end_s: float
+    stage: int
+    share: float | None
+    stable: ArmCounts
+    candidate: ArmCounts
