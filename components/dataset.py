@@ -48,7 +48,8 @@ def write_rows(rows: pd.DataFrame, directory: Path) -> None:
 
 def read_rows(directory: Path) -> pd.DataFrame:
     with duckdb.connect() as connection:
-        return connection.read_parquet(str(directory / ROWS_FILE)).df()
+        rows: pd.DataFrame = connection.read_parquet(str(directory / ROWS_FILE)).df()
+    return rows
 
 
 def write_schema(schema: Schema, directory: Path) -> None:
