@@ -1,0 +1,115 @@
+"""Command line, start and end of the model server."""
+
+import argparse
+import asyncio
+import gc
+import logging
+import socket
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from types import FrameType
+from typing import Final
+
+import uvicorn
+from starlette.types import ASGIApp
+
+from predictor.app import Health, Limits, Observed, Service, application
+from predictor.scorer import Scorer, Scores, warm_up
+from predictor.telemetry import Telemetry
+from serin import model
+from serin.errors import UserError
+
+QUIET_S: Final = 0.5
+"""A draining server ends when no request came for this long."""
+
+
+def parser(prog: str) -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog=prog, description="Serve one model directory over KServe's protocols.")
+    parser.add_argument("--model-name", required=True)
+    parser.add_argument("--model-dir", type=Path, required=True)
+    parser.add_argument("--revision", required=True)
+    parser.add_argument("--digest", help="refuse to serve any other model: sha256:…")
+    parser.add_argument("--host", default="127.0.0.1")
+    parser.add_argument("--http-port", type=int, default=8080)
+    parser.add_argument("--max-body-bytes", type=int, default=Limits().body_bytes)
+    parser.add_argument("--max-rows", type=int, default=Limits().rows)
+    parser.add_argument("--drain-s", type=float, default=20.0, help="longest wait for clients after SIGTERM")
+    return parser
+
+
+def serve(
+    arguments: argparse.Namespace,
+    *,
+    scores: Callable[[Scores], Scores] = lambda scores: scores,
+    wrap: Callable[[ASGIApp], ASGIApp] = lambda app: app,
+) -> None:
+    """Serve until SIGTERM. Raises `UserError` when the model cannot be served.
+
+    `scores` and `wrap` stand between model and application, and between application and `Observed`.
+    """
+    logging.basicConfig(level=logging.WARNING, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    root: Path = arguments.model_dir
+    signature = model.verify(root, arguments.digest)
+    scorer = Scorer.load(root, signature)
+    warm_up(scorer, model.samples(root))
+    telemetry = Telemetry(arguments.model_name, arguments.revision)
+    health = Health()
+    limits = Limits(arguments.max_body_bytes, arguments.max_rows)
+    app = application(Service(arguments.model_name, scores(scorer), telemetry, health, limits))
+    observed = Observed(wrap(app), telemetry, health, revision=arguments.revision, digest=model.digest(root))
+    config = uvicorn.Config(
+        observed,
+        log_config=None,
+        access_log=False,
+        lifespan="off",
+        server_header=False,
+        timeout_keep_alive=65,  # longer than a proxy's idle timeout, so that the proxy closes first
+        timeout_graceful_shutdown=int(arguments.drain_s),
+    )
+    gc.collect()
+    gc.freeze()  # what start-up made lives as long as the process: spare every later collection the walk
+    server = _Server(config, health, telemetry, arguments.drain_s)
+    server.run(sockets=[_listen(arguments.host, arguments.http_port)])
+
+
+def _listen(host: str, port: int) -> socket.socket:
+    try:
+        return socket.create_server((host, port), family=socket.AF_INET6 if ":" in host else socket.AF_INET)
+    except OSError as error:
+        raise UserError(f"Cannot listen on {host}:{port} ({error.strerror}); pass another --http-port.") from error
+
+
+class _Server(uvicorn.Server):
+    """After the first signal it drains: not ready, each answer closes its connection, the end once it is quiet.
+    A second signal ends it at once."""
+
+    def __init__(self, config: uvicorn.Config, health: Health, telemetry: Telemetry, drain_s: float) -> None:
+        super().__init__(config)
+        self._health, self._telemetry, self._drain_s = health, telemetry, drain_s
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        """Unlike uvicorn's own, does not raise the signal again at the end: a drained server exits with 0."""
+        self.force_exit = self.should_exit
+        self.should_exit = True
+
+    async def main_loop(self) -> None:
+        await super().main_loop()
+        self._health.ready = False
+        deadline_s = time.monotonic() + self._drain_s
+        answered = -1
+        while answered != (answered := self._telemetry.requests.total()) and time.monotonic() < deadline_s:
+            await asyncio.sleep(QUIET_S)
+            if self.force_exit:
+                return
+
+
+def main(parser: argparse.ArgumentParser, serve: Callable[[argparse.Namespace], None]) -> int:
+    """Exit status: 0 after a drain, 2 with one sentence on standard error when the user has to act."""
+    try:
+        serve(parser.parse_args())
+    except UserError as error:
+        print(error, file=sys.stderr, flush=True)
+        return 2
+    return 0

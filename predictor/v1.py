@@ -1,0 +1,79 @@
+"""KServe's V1 protocol: `{"instances": [record, …]}` in, `{"predictions": [prediction, …]}` out.
+
+A record names the features: `{"tenure": 5, "Contract": "One year"}`. An instance may also hold lists, all of
+one length, and stands for that many rows: `{"tenure": [5, 12], "Contract": ["One year", null]}`.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import orjson
+from numpy.typing import NDArray
+
+from predictor.columns import Batch, from_records, json_name
+from predictor.errors import InvalidInput, TooLarge
+from serin.model import Feature, Signature
+
+
+def decode(body: bytes, features: Sequence[Feature], max_rows: int) -> Batch:
+    """Raises `InvalidInput` or `TooLarge`."""
+    try:
+        document = orjson.loads(body)
+    except orjson.JSONDecodeError as error:
+        raise InvalidInput(f"The body is not JSON: {error}.") from error
+    if not isinstance(document, dict):
+        raise InvalidInput(f'The body: expected an object {{"instances": […]}}, got {json_name(document)}.')
+    if "instances" not in document:
+        raise InvalidInput("Field 'instances' is missing: expected a list of records.")
+    instances = document["instances"]
+    if not isinstance(instances, list):
+        raise InvalidInput(f"Field 'instances': expected a list of records, got {json_name(instances)}.")
+    if not instances:
+        raise InvalidInput("Field 'instances': expected at least one record, got an empty list.")
+    records = _records(instances)
+    if len(records) > max_rows:
+        raise TooLarge(f"Field 'instances': expected at most {max_rows} rows, got {len(records)}.")
+    return from_records(features, records)
+
+
+def _records(instances: list[Any]) -> list[dict[str, Any]]:
+    records: list[dict[str, Any]] = []
+    for i, instance in enumerate(instances):
+        if not isinstance(instance, dict):
+            raise InvalidInput(
+                f"Field 'instances', item {i}: expected an object with one value per feature, "
+                f"got {json_name(instance)}."
+            )
+        if list in map(type, instance.values()):
+            records += _rows(i, instance)
+        else:
+            records.append(instance)
+    return records
+
+
+def _rows(i: int, instance: dict[str, Any]) -> list[dict[str, Any]]:
+    for name, values in instance.items():
+        if not isinstance(values, list):
+            raise InvalidInput(
+                f"Field {name!r} of 'instances', item {i}: expected a list as in the item's other fields, "
+                f"got {json_name(values)}."
+            )
+    lengths = {len(values) for values in instance.values()}
+    if len(lengths) > 1 or 0 in lengths:
+        raise InvalidInput(
+            f"Field 'instances', item {i}: expected lists of one length above 0, got lengths {sorted(lengths)}."
+        )
+    return [dict(zip(instance, row, strict=True)) for row in zip(*instance.values(), strict=True)]
+
+
+def encode(signature: Signature, scores: NDArray[Any]) -> bytes:
+    """`{"predictions": [{"probability": 0.83, "decision": "Yes"}, …]}`"""
+    predictions = [
+        {"probability": score, "decision": decision}
+        for score, decision in zip(scores, decisions(signature, scores), strict=True)
+    ]
+    return orjson.dumps({"predictions": predictions}, option=orjson.OPT_SERIALIZE_NUMPY)
+
+
+def decisions(signature: Signature, scores: NDArray[Any]) -> list[str]:
+    return [signature.positive if score >= signature.threshold else signature.negative for score in scores.tolist()]
