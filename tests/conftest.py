@@ -1,0 +1,1 @@
+"""Being here puts tests/ on the import path, where the helpers that several folders share lie."""

@@ -1,0 +1,201 @@
+"""The server as the process that a platform starts and stops."""
+
+import http.client
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import onnx
+import predictor_models as models
+import pytest
+
+DEADLINE_S = 30
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root: Path = tmp_path_factory.mktemp("model")
+    models.write(root)
+    return root
+
+
+def free_port() -> int:
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        return int(listener.getsockname()[1])
+
+
+def command(root: Path, port: int, *more: str, module: str = "predictor") -> list[str]:
+    return [sys.executable, "-m", module, "--model-name", "churn", "--model-dir", str(root),
+            "--revision", "churn-00001", "--http-port", str(port), *more]  # fmt: skip
+
+
+@contextmanager
+def running(root: Path, *more: str, module: str = "predictor", **env: str) -> Iterator[tuple[subprocess.Popen, int]]:
+    port = free_port()
+    with subprocess.Popen(command(root, port, *more, module=module), env=os.environ | env) as process:
+        try:
+            deadline_s = time.monotonic() + DEADLINE_S
+            while not ready(port):
+                assert process.poll() is None and time.monotonic() < deadline_s, "the server does not start"
+                time.sleep(0.05)
+            yield process, port
+        finally:
+            process.kill()
+
+
+def ready(port: int) -> bool:
+    try:
+        return request(port, "GET", "/v2/health/ready")[0] == 200
+    except OSError:
+        return False
+
+
+def request(port: int, method: str, path: str, body: bytes | None = None) -> tuple[int, dict]:
+    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=10)
+    try:
+        connection.request(method, path, body)
+        answer = connection.getresponse()
+        return answer.status, json.loads(answer.read())
+    finally:
+        connection.close()
+
+
+def predict(port: int) -> tuple[int, dict]:
+    return request(port, "POST", "/v1/models/churn:predict", b'{"instances":[{"tenure":5}]}')
+
+
+def refused(root: Path, *more: str) -> str:
+    result = subprocess.run(
+        command(root, free_port(), *more), capture_output=True, text=True, timeout=DEADLINE_S, check=False
+    )
+    assert result.returncode == 2, result.stderr
+    assert result.stderr.count("\n") == 1, result.stderr
+    return result.stderr
+
+
+def test_serves_on_loopback_and_drains(root: Path) -> None:
+    """Clients that keep sending through SIGTERM get an answer to every request the server took."""
+    with running(root) as (process, port):
+        assert not reachable(port, not_loopback())
+        kept = http.client.HTTPConnection("127.0.0.1", port, timeout=10)
+        failures: list[object] = []
+        stopped = threading.Event()
+        senders = [threading.Thread(target=send_until_refused, args=(port, failures, stopped)) for _ in range(4)]
+        for sender in senders:
+            sender.start()
+        process.send_signal(signal.SIGTERM)
+        time.sleep(0.3)
+        kept.request("GET", "/v2/health/ready")
+        answer = kept.getresponse()
+        assert (answer.status, answer.headers["connection"]) == (503, "close")
+        stopped.set()
+        for sender in senders:
+            sender.join()
+        assert process.wait(DEADLINE_S) == 0
+        assert failures == []
+
+
+def send_until_refused(port: int, failures: list[object], stopped: threading.Event) -> None:
+    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=10)  # opens again after "close"
+    while not stopped.is_set():
+        try:
+            connection.request("POST", "/v1/models/churn:predict", b'{"instances":[{"tenure":5}]}')
+            answer = connection.getresponse()
+            answer.read()
+            if answer.status != 200:
+                failures.append(answer.status)
+        except OSError as error:
+            failures.append(error)
+    connection.close()
+
+
+def not_loopback() -> str:
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
+        try:
+            probe.connect(("192.0.2.1", 9))  # sends nothing: asks the routing table for the own address
+        except OSError:
+            pytest.skip("this machine has no address but loopback")
+        return str(probe.getsockname()[0])
+
+
+def reachable(port: int, host: str) -> bool:
+    try:
+        socket.create_connection((host, port), timeout=1).close()
+    except OSError:
+        return False
+    return True
+
+
+def test_refuses_another_digest(root: Path) -> None:
+    assert "digest is sha256:" in refused(root, "--digest", "sha256:0")
+
+
+def test_refuses_a_changed_file(tmp_path: Path) -> None:
+    models.write(tmp_path)
+    (tmp_path / "meta" / "card.md").write_text("other", encoding="utf-8")
+    assert "meta/card.md does not match its digest" in refused(tmp_path)
+
+
+def test_refuses_an_opset_it_cannot_run(tmp_path: Path) -> None:
+    model = models.onnx_model()
+    model.opset_import[0].version = 999
+    models.write(tmp_path, model=model)
+    assert "cannot load model/model.onnx" in refused(tmp_path)
+
+
+def test_refuses_a_model_that_is_not_the_signatures(tmp_path: Path) -> None:
+    model = models.onnx_model()
+    model.graph.input.append(onnx.helper.make_tensor_value_info("extra", onnx.TensorProto.FLOAT, [None, 1]))
+    models.write(tmp_path, model=model)
+    assert "input 'extra' is unknown in the signature" in refused(tmp_path)
+
+
+def test_refuses_a_model_that_scores_otherwise_than_in_training(tmp_path: Path) -> None:
+    models.write(tmp_path, scores=(0.1, 0.2, 0.3))
+    assert "meta/samples.json differ by" in refused(tmp_path)
+
+
+def test_refuses_a_port_in_use(root: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = str(taken.getsockname()[1])
+        assert f"127.0.0.1:{port}" in refused(root, "--http-port", port)
+
+
+def test_drill_errors(root: Path) -> None:
+    with running(root, "--fault", "errors", module="predictor.drill") as (_, port):
+        assert predict(port)[0] == 500
+        assert request(port, "GET", "/metrics/serin.json")[1]["requests"] == {"500": 1}
+
+
+def test_drill_rate_and_fault_from_the_environment(root: Path) -> None:
+    with running(root, module="predictor.drill", SERIN_FAULT="errors", SERIN_FAULT_RATE="0.5") as (_, port):
+        assert {predict(port)[0] for _ in range(60)} == {200, 500}
+
+
+def test_drill_latency_is_in_the_histogram(root: Path) -> None:
+    with running(root, "--fault", "latency", module="predictor.drill") as (_, port):
+        assert predict(port)[0] == 200
+        (bucket,) = request(port, "GET", "/metrics/serin.json")[1]["latency"]
+        assert int(bucket) >= 147  # above 0.14 s
+
+
+def test_drill_scores(root: Path) -> None:
+    with running(root, "--fault", "scores", module="predictor.drill") as (_, port):
+        assert predict(port)[1]["predictions"][0]["probability"] == pytest.approx(0.97)
+
+
+def test_drill_crash(root: Path) -> None:
+    with running(root, "--fault", "crash", module="predictor.drill") as (process, port):
+        assert predict(port)[0] == 200
+        with pytest.raises((OSError, http.client.HTTPException)):
+            for _ in range(100):
+                predict(port)
+        assert process.wait(DEADLINE_S) == 1

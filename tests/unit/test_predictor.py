@@ -1,0 +1,300 @@
+"""The application in one process: what it takes, what it answers, what it refuses."""
+
+import asyncio
+import math
+from pathlib import Path
+from typing import Any
+
+import httpx
+import orjson
+import predictor_models as models
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from predictor.app import Health, Limits, Observed, Service, application
+from predictor.scorer import Scorer
+from predictor.telemetry import Telemetry
+
+PREDICT = "/v1/models/churn:predict"
+INFER = "/v2/models/churn/infer"
+
+
+@pytest.fixture(scope="module")
+def scorer(tmp_path_factory: pytest.TempPathFactory) -> Scorer:
+    root: Path = tmp_path_factory.mktemp("model")
+    models.write(root)
+    return Scorer.load(root, models.SIGNATURE)
+
+
+@pytest.fixture
+def telemetry() -> Telemetry:
+    return Telemetry("churn", "churn-00001")
+
+
+class Client:
+    """Calls the application as a server would, without a socket."""
+
+    def __init__(self, app: Observed) -> None:
+        self._app = app
+
+    def request(self, method: str, path: str, **more: Any) -> httpx.Response:
+        async def send() -> httpx.Response:
+            transport = httpx.ASGITransport(self._app)
+            async with httpx.AsyncClient(transport=transport, base_url="http://test") as client:
+                return await client.request(method, path, **more)
+
+        return asyncio.run(send())
+
+    def get(self, path: str, **more: Any) -> httpx.Response:
+        return self.request("GET", path, **more)
+
+    def post(self, path: str, **more: Any) -> httpx.Response:
+        return self.request("POST", path, **more)
+
+
+def serve(scores: object, telemetry: Telemetry) -> Client:
+    health = Health()
+    app = application(Service("churn", scores, telemetry, health, Limits(body_bytes=2000, rows=20)))
+    return Client(Observed(app, telemetry, health, revision="churn-00001", digest="sha256:1"))
+
+
+@pytest.fixture
+def client(scorer: Scorer, telemetry: Telemetry) -> Client:
+    return serve(scorer, telemetry)
+
+
+def predict(client: Client, *records: object) -> list[dict[str, object]]:
+    answer = client.post(PREDICT, content=orjson.dumps({"instances": records}))
+    assert answer.status_code == 200, answer.text
+    return answer.json()["predictions"]
+
+
+def refusal(client: Client, body: object, path: str = PREDICT, *, status: int = 400) -> str:
+    answer = client.post(path, content=body if isinstance(body, bytes) else orjson.dumps(body))
+    assert answer.status_code == status, answer.text
+    assert answer.headers["x-serin-revision"] == "churn-00001"
+    return answer.json()["error"]
+
+
+# ---- V1
+
+
+def test_records_are_scored_by_name(client: Client) -> None:
+    answers = predict(client, *models.RECORDS)
+    for record, answer in zip(models.RECORDS, answers, strict=True):
+        assert answer["probability"] == pytest.approx(models.score(record), abs=1e-6)
+        assert answer["decision"] == ("Yes" if models.score(record) >= 0.5 else "No")
+
+
+@pytest.mark.parametrize(
+    ("record", "same_as"),
+    [
+        ({"tenure": 5}, {"tenure": 5, "Montant dû": None, "Contract": None}),
+        ({}, {"tenure": None, "Montant dû": None, "Contract": None}),
+        ({"Contract": "never seen"}, {"Contract": None}),
+        ({"tenure": 5.0}, {"tenure": 5}),
+        ({"tenure": True}, {"tenure": 1}),
+    ],
+)
+def test_missing_null_and_unseen(client: Client, record: object, same_as: object) -> None:
+    first, second = predict(client, record, same_as)
+    assert first == second
+
+
+def test_lists_in_a_record_are_rows(client: Client) -> None:
+    rows = predict(client, {"tenure": [5, 40], "Contract": [None, "One year"]}, {"tenure": [7]})
+    assert rows == predict(client, {"tenure": 5}, {"tenure": 40, "Contract": "One year"}, {"tenure": 7})
+
+
+@pytest.mark.parametrize(
+    ("body", "named"),
+    [
+        (b"{", "not JSON"),
+        (b"", "not JSON"),
+        (b'{"instances": [{"tenure": NaN}]}', "not JSON"),
+        (b"\xff\xfe", "not JSON"),
+        ([], "expected an object"),
+        ({}, "'instances' is missing"),
+        ({"instances": {}}, "expected a list of records, got object"),
+        ({"instances": []}, "empty list"),
+        ({"instances": [5]}, "item 0: expected an object with one value per feature, got number"),
+        ({"instances": [[5, 1.0, "x"]]}, "got list"),
+        ({"instances": [{"tenure": 1, "customerID": "x", "a": 1}]}, "Unknown field 'a', 'customerID'"),
+        ({"instances": [{}, {"tenure": "5"}]}, "'tenure', row 1: expected number or null, got string"),
+        ({"instances": [{"Contract": 5}]}, "'Contract', row 0: expected string or null, got number"),
+        ({"instances": [{"Contract": True}]}, "expected string or null, got boolean"),
+        ({"instances": [{"tenure": {"a": 1}}]}, "got object"),
+        ({"instances": [{"tenure": 1e300}]}, "row 0: expected a number within"),
+        ({"instances": [{"tenure": [1, 2], "Contract": ["x"]}]}, "lists of one length above 0, got lengths [1, 2]"),
+        ({"instances": [{"tenure": []}]}, "got lengths [0]"),
+        ({"instances": [{"tenure": [1], "Contract": "x"}]}, "'Contract' of 'instances', item 0: expected a list"),
+        ({"instances": [{"tenure": [[1]]}]}, "'tenure', row 0: expected number or null, got list"),
+    ],
+)
+def test_a_bad_v1_request_is_the_clients_fault(client: Client, body: object, named: str) -> None:
+    assert named in refusal(client, body)
+
+
+# ---- V2
+
+
+def tensor(name: str, datatype: str, data: list[object], shape: list[int] | None = None) -> dict[str, object]:
+    return {"name": name, "datatype": datatype, "data": data, "shape": shape or [len(data)]}
+
+
+def test_tensors_are_scored_like_records(client: Client) -> None:
+    inputs = [tensor("tenure", "INT64", [5, 40]), tensor("Contract", "BYTES", [None, "One year"], [2, 1])]
+    answer = client.post(INFER, json={"id": "42", "inputs": inputs}).json()
+    by_name = {output["name"]: output for output in answer["outputs"]}
+    expected = predict(client, {"tenure": 5}, {"tenure": 40, "Contract": "One year"})
+    assert answer["model_name"] == "churn" and answer["id"] == "42"
+    assert by_name["probability"]["data"] == [row["probability"] for row in expected]
+    assert by_name["decision"] == {"name": "decision", "datatype": "BYTES", "shape": [2], "data": ["Yes", "No"]}
+
+
+def test_only_the_outputs_asked_for(client: Client) -> None:
+    request = {"inputs": [tensor("tenure", "FP32", [5])], "outputs": [{"name": "decision"}]}
+    assert [o["name"] for o in client.post(INFER, json=request).json()["outputs"]] == ["decision"]
+
+
+@pytest.mark.parametrize(
+    ("body", "named"),
+    [
+        (b"[", "not JSON"),
+        ([], "expected an object"),
+        ({}, "'inputs': expected a list of tensors"),
+        ({"inputs": []}, "at least one tensor"),
+        ({"inputs": [1]}, "'inputs', item 0: expected an object"),
+        ({"inputs": [{}]}, "'name' of a tensor: expected a string, got null"),
+        ({"inputs": [tensor("x", "FP32", [1])]}, "Unknown field 'x'"),
+        ({"inputs": [tensor("tenure", "BYTES", ["5"])]}, "Tensor 'tenure': expected datatype FP32, got 'BYTES'"),
+        ({"inputs": [tensor("Contract", "FP32", [5])]}, "Tensor 'Contract': expected datatype BYTES, got 'FP32'"),
+        ({"inputs": [tensor("tenure", "FP32", [5], [2])]}, "expected 2 values as in its shape, got 1"),
+        ({"inputs": [tensor("tenure", "FP32", [5], [1, 2])]}, "expected shape [rows] or [rows, 1], got [1,2]"),
+        ({"inputs": [tensor("tenure", "FP32", [5], [True])]}, "got [true]"),
+        ({"inputs": [tensor("tenure", "FP32", [5], [-1])]}, "got [-1]"),
+        ({"inputs": [tensor("tenure", "FP32", ["5"])]}, "'tenure', row 0: expected number or null, got string"),
+        ({"inputs": [tensor("tenure", "FP32", [5])] * 2}, "'tenure' is there twice"),
+        (
+            {"inputs": [tensor("tenure", "FP32", [5]), tensor("Contract", "BYTES", ["a", "b"])]},
+            "Tensor 'Contract': expected 1 rows as in the first tensor, got 2",
+        ),
+        ({"inputs": [tensor("tenure", "FP32", [5])], "id": 7}, "'id': expected a string, got number"),
+        ({"inputs": [tensor("tenure", "FP32", [5])], "outputs": [{"name": "x"}]}, "'outputs': expected"),
+    ],
+)
+def test_a_bad_v2_request_is_the_clients_fault(client: Client, body: object, named: str) -> None:
+    assert named in refusal(client, body, INFER)
+
+
+def test_metadata_comes_from_the_signature(client: Client) -> None:
+    metadata = client.get("/v2/models/churn").json()
+    assert metadata["inputs"][0] == {"name": "tenure", "datatype": "FP32", "shape": [-1, 1]}
+    assert [(t["name"], t["datatype"]) for t in metadata["inputs"][1:]] == [
+        ("Montant dû", "FP32"),
+        ("Contract", "BYTES"),
+    ]
+
+
+# ---- around the model
+
+
+@pytest.mark.parametrize("path", ["/v1/models/other:predict", "/v2/models/other/infer", "/v3", "/v2/models/x"])
+def test_unknown_names_are_404(client: Client, path: str) -> None:
+    assert client.request("GET" if path.endswith("x") else "POST", path).status_code == 404
+
+
+@pytest.mark.parametrize("verb", ["load", "unload"])
+def test_clients_cannot_unload_the_model(client: Client, verb: str) -> None:
+    assert client.post(f"/v2/repository/models/churn/{verb}").status_code == 404
+    assert predict(client, {"tenure": 5})
+
+
+def test_limits(client: Client) -> None:
+    assert "at most 20 rows, got 21" in refusal(client, {"instances": [{}] * 21}, status=413)
+    assert "at most 20 rows, got 21" in refusal(client, {"instances": [{"tenure": [1] * 21}]}, status=413)
+    assert "at most 20 rows" in refusal(client, {"inputs": [tensor("tenure", "FP32", [1] * 21)]}, INFER, status=413)
+    assert "at most 2000 bytes" in refusal(client, b" " * 2001, status=413)
+
+
+def test_compressed_bodies_are_refused(client: Client) -> None:
+    answer = client.post(PREDICT, content=b"x", headers={"content-encoding": "gzip"})
+    assert answer.status_code == 415 and "'gzip'" in answer.json()["error"]
+
+
+@pytest.mark.parametrize("content_type", [None, "text/plain", "application/json; charset=utf-8"])
+def test_json_needs_no_content_type(client: Client, content_type: str | None) -> None:
+    headers = {"content-type": content_type} if content_type else {}
+    assert client.post(PREDICT, content=b'{"instances":[{}]}', headers=headers).status_code == 200
+
+
+def test_headers_name_revision_digest_and_request(client: Client) -> None:
+    echoed = client.post(PREDICT, content=b"{", headers={"x-request-id": "abc-1"}).headers
+    assert (echoed["x-serin-revision"], echoed["x-serin-model-digest"], echoed["x-request-id"]) == (
+        "churn-00001",
+        "sha256:1",
+        "abc-1",
+    )
+    made = [client.get("/", headers={"x-request-id": "with space"}).headers["x-request-id"] for _ in range(2)]
+    assert made[0] != made[1] and " " not in made[0]
+
+
+# ---- telemetry
+
+
+class Broken:
+    signature = models.SIGNATURE
+
+    def score(self, batch: object) -> object:
+        raise RuntimeError("boom")
+
+
+def test_failures_are_counted_and_named(telemetry: Telemetry) -> None:
+    client = serve(Broken(), telemetry)
+    answer = client.post(PREDICT, content=b'{"instances":[{}]}', headers={"x-request-id": "abc-1"})
+    assert answer.status_code == 500 and "boom" not in answer.text
+    assert answer.headers["x-serin-revision"] == "churn-00001"
+    assert telemetry.requests == {500: 1} and telemetry.latency.total() == 1
+
+
+def test_both_renderings_tell_the_same(client: Client, telemetry: Telemetry) -> None:
+    predict(client, *models.RECORDS)
+    refusal(client, b"{")
+    client.get("/v2/health/ready")  # not an inference request
+    counts = client.get("/metrics/serin.json").json()
+    assert (counts["revision"], counts["boot"]) == ("churn-00001", telemetry.boot)
+    assert counts["requests"] == {"200": 1, "400": 1}
+    assert sum(counts["latency"].values()) == 2 and sum(counts["score"].values()) == 3
+    buckets = {math.ceil(models.score(record) * 100) - 1 for record in models.RECORDS}
+    assert {int(bucket) for bucket in counts["score"]} == buckets
+
+    text = client.get("/metrics").text
+    labels = 'model="churn",revision="churn-00001"'
+    assert f"serin_request_duration_seconds_count{{{labels}}} 2.0" in text
+    assert f'serin_requests_total{{code="400",{labels}}} 1.0' in text
+    assert f'serin_score_bucket{{le="0.99",{labels}}} 3.0' in text
+
+
+# ---- anything at all
+
+json_values = st.recursive(
+    st.none() | st.booleans() | st.integers(-(2**63), 2**64 - 1) | st.floats(allow_nan=False, allow_infinity=False)
+    | st.text(st.characters(exclude_categories=["Cs"]))
+    | st.sampled_from(["tenure", "Contract", "FP32", "BYTES"]),
+    lambda inner: st.lists(inner, max_size=4)
+    | st.dictionaries(
+        st.sampled_from(["instances", "inputs", "outputs", "name", "shape", "datatype", "data", "id", "tenure",
+                         "Contract", "parameters", "binary_data_size"]),
+        inner,
+        max_size=5,
+    ),
+    max_leaves=25,
+)  # fmt: skip
+
+
+@settings(max_examples=300, deadline=None)
+@given(body=json_values.map(orjson.dumps) | st.binary(max_size=200), path=st.sampled_from([PREDICT, INFER]))
+def test_no_body_is_the_servers_fault(scorer: Scorer, body: bytes, path: str) -> None:
+    answer = serve(scorer, Telemetry("churn", "churn-00001")).post(path, content=body)
+    assert answer.status_code in (200, 400, 413), answer.text
