@@ -1,0 +1,138 @@
+"""What a candidate must show at 0 % traffic: recorded requests, answered by both revisions side by side.
+
+Most bad candidates end here, before any user meets them.
+"""
+
+import math
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from statistics import median, pstdev
+from typing import Final
+
+import aiohttp
+
+from serin.model import Record
+from serin.rollout import Check
+
+MAX_RECORDS: Final = 200
+PARITY: Final = 1e-4
+"""Largest difference between a served score and the one training recorded: float32 on another machine."""
+SLOWER: Final = 2.0
+SLOWER_AT_LEAST_S: Final = 0.005
+"""A median latency must exceed stable's by this factor and by this time to count against a candidate: on an idle
+revision the first few milliseconds are noise."""
+COLLAPSE: Final = 0.1
+"""Scores collapsed when their spread is below this share of the spread of stable's."""
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """`status` is None when no answer came; `score` is None unless the answer carried a finite probability."""
+
+    status: int | None
+    latency_s: float
+    score: float | None
+
+    @property
+    def good(self) -> bool:
+        return self.status is not None and 200 <= self.status < 300 and self.score is not None
+
+
+async def replay(
+    candidate: str, stable: str | None, model_name: str, records: Sequence[Record], *, timeout_s: float = 10
+) -> tuple[list[Answer], list[Answer] | None]:
+    """Send each record to both base addresses in turn. Connection failures are answers too (status None)."""
+    timeout = aiohttp.ClientTimeout(total=timeout_s)
+    async with aiohttp.ClientSession(timeout=timeout) as session:
+        of_candidate: list[Answer] = []
+        of_stable: list[Answer] = []
+        for record in records[:MAX_RECORDS]:
+            of_candidate.append(await ask(session, candidate, model_name, record))
+            if stable is not None:
+                of_stable.append(await ask(session, stable, model_name, record))
+            if sum(not answer.good for answer in of_candidate) > MAX_RECORDS // 10:
+                break
+    return of_candidate, of_stable if stable is not None else None
+
+
+async def ask(session: aiohttp.ClientSession, base: str, model_name: str, record: Record) -> Answer:
+    start = time.perf_counter()
+    try:
+        async with session.post(f"{base}/v1/models/{model_name}:predict", json={"instances": [record]}) as response:
+            body = await response.json(content_type=None)
+            return Answer(response.status, time.perf_counter() - start, _score(body))
+    except (TimeoutError, aiohttp.ClientError, ValueError):
+        return Answer(None, time.perf_counter() - start, None)
+
+
+def _score(body: object) -> float | None:
+    try:
+        score = float(body["predictions"][0]["probability"])  # type: ignore[index]
+    except (KeyError, IndexError, TypeError, ValueError):
+        return None
+    return score if math.isfinite(score) and 0 <= score <= 1 else None
+
+
+def compare(
+    candidate: Sequence[Answer], stable: Sequence[Answer] | None, recorded: Sequence[float] | None
+) -> tuple[Check, ...]:
+    """The verdict on answers to the same records, in the same order.
+
+    `recorded`: the scores training wrote down for those records, None when the model brought none.
+    """
+    checks = [_answers(candidate, stable)]
+    scores = [answer.score for answer in candidate if answer.score is not None]
+    if recorded is not None:
+        checks.append(_parity(candidate, recorded))
+    if stable is not None:
+        checks.append(_latency(candidate, stable))
+        checks.append(_spread(scores, [answer.score for answer in stable if answer.score is not None]))
+    return tuple(checks)
+
+
+def _answers(candidate: Sequence[Answer], stable: Sequence[Answer] | None) -> Check:
+    bad = sum(not answer.good for answer in candidate)
+    bad_stable = sum(not answer.good for answer in stable) if stable is not None else 0
+    detail = f"{bad} of {len(candidate)} requests without a valid answer"
+    if stable is not None:
+        detail += f" (stable: {bad_stable} of {len(stable)})"
+    return Check(name="answers", passed=len(candidate) > 0 and bad == 0, detail=detail)
+
+
+def _parity(candidate: Sequence[Answer], recorded: Sequence[float]) -> Check:
+    differences = [
+        abs(answer.score - score)
+        for answer, score in zip(candidate, recorded, strict=False)
+        if answer.score is not None
+    ]
+    worst = max(differences, default=math.inf)
+    return Check(
+        name="parity",
+        passed=worst <= PARITY,
+        detail=f"served scores differ from those training recorded by at most {worst:.2g} (bound {PARITY:g})",
+    )
+
+
+def _latency(candidate: Sequence[Answer], stable: Sequence[Answer]) -> Check:
+    ours = [answer.latency_s for answer in candidate if answer.good]
+    theirs = [answer.latency_s for answer in stable if answer.good]
+    if not ours or not theirs:
+        return Check(name="latency", passed=bool(ours), detail="no answers to compare")
+    slow, base = median(ours), median(theirs)
+    return Check(
+        name="latency",
+        passed=slow <= SLOWER * base or slow - base <= SLOWER_AT_LEAST_S,
+        detail=f"median {slow * 1000:.1f} ms, stable {base * 1000:.1f} ms",
+    )
+
+
+def _spread(candidate: Sequence[float], stable: Sequence[float]) -> Check:
+    if len(candidate) < 2 or len(stable) < 2:
+        return Check(name="scores", passed=len(candidate) >= 2, detail="too few scores to compare")
+    ours, theirs = pstdev(candidate), pstdev(stable)
+    return Check(
+        name="scores",
+        passed=ours >= COLLAPSE * theirs,
+        detail=f"spread {ours:.3f}, stable {theirs:.3f}",
+    )

@@ -1,0 +1,117 @@
+"""The embedded platform as commands and pipeline steps use it: start, stop, find, ask."""
+
+import fcntl
+import os
+import signal
+import time
+import urllib.error
+import urllib.request
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+from serin import model
+from serin.errors import TryAgain
+from serin.platforms.embedded import processes
+from serin.platforms.embedded.gateway import LOCAL
+from serin.platforms.embedded.supervisor import LOCK
+from serin.store import Store
+
+START_S: Final = 30.0
+STOP_S: Final = 15.0
+
+
+@dataclass(frozen=True, slots=True)
+class Champion:
+    """The model that serves now."""
+
+    revision: str
+    digest: str
+    model: Path
+
+
+def home_folder() -> Path:
+    """Where the embedded platform lives: SERIN_HOME, or .serin in the current folder."""
+    return Path(os.environ.get("SERIN_HOME", ".serin")).resolve()
+
+
+def supervisor_pid(home: Path) -> int | None:
+    """The pid of the supervisor that holds the lock of `home`, None when there is none."""
+    with suppress(FileNotFoundError), (home / LOCK).open("r") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except BlockingIOError:
+            text = lock.read().strip()
+            return int(text) if text else None
+    return None
+
+
+def up(home: Path, *, timeout_s: float = START_S) -> str:
+    """Start the platform, or find it running; return the address of its gateway.
+
+    Raises `TryAgain` when the gateway does not answer within `timeout_s`.
+    """
+    if supervisor_pid(home) is None:
+        home.mkdir(parents=True, exist_ok=True, mode=0o700)
+        processes.spawn(
+            processes.python("serin.platforms.embedded.supervisor", str(home)),
+            log=home / "logs" / "supervisor.log",
+            env={name: os.environ[name] for name in ("SERIN_PORT",) if name in os.environ},
+        )
+    deadline = time.monotonic() + timeout_s
+    store = Store(home)
+    try:
+        while time.monotonic() < deadline:
+            if supervisor_pid(home) is not None and _ready(store.setting("admin_port")):
+                return f"http://{LOCAL}:{store.setting('port')}"
+            time.sleep(0.05)
+    finally:
+        store.close()
+    raise TryAgain(
+        f"The gateway did not answer within {timeout_s:.0f} s; see {home / 'logs' / 'supervisor.log'}.", delay_s=5
+    )
+
+
+def _ready(admin_port: int | None) -> bool:
+    if admin_port is None:
+        return False
+    try:
+        with urllib.request.urlopen(f"http://{LOCAL}:{admin_port}/ready", timeout=1) as response:
+            return bool(response.status == 200)
+    except (urllib.error.URLError, OSError):
+        return False
+
+
+def down(home: Path) -> int:
+    """Stop everything that belongs to `home`, gateway first; return how many processes that were.
+
+    State stays: the next `up` serves the same model and goes on with an unfinished rollout.
+    """
+    count = 0
+    pid = supervisor_pid(home)
+    if pid is not None:
+        os.kill(pid, signal.SIGTERM)
+        count += 1
+        deadline = time.monotonic() + STOP_S
+        while supervisor_pid(home) == pid and time.monotonic() < deadline:
+            time.sleep(0.05)
+        if supervisor_pid(home) == pid:
+            os.kill(pid, signal.SIGKILL)
+    found = list(processes.belonging_to(home))
+    for process in sorted(found, key=lambda each: "--config-path" not in each.cmdline()):
+        processes.stop(process.pid, timeout_s=STOP_S)
+        count += 1
+    return count
+
+
+def champion(store: Store, service: str, namespace: str) -> Champion | None:
+    """The stable revision of a service with its model directory, None before the first release."""
+    found = store.service(service, namespace)
+    if found is None or found.stable is None:
+        return None
+    record = store.revision(found.stable, namespace)
+    if record is None:
+        return None
+    model.verify(record.model, record.digest)
+    return Champion(record.name, record.digest, record.model)

@@ -1,0 +1,170 @@
+"""The embedded gateway: a real Envoy that reads its clusters and routes from files.
+
+Files are replaced by an atomic rename, which Envoy notices and applies without dropping a request; whatever was
+in force last is in force again after a crash of Envoy or of the supervisor. Clusters are named
+`<namespace>/<revision>`, as Kourier names them, so both are read by the same code.
+"""
+
+import json
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+LOCAL: Final = "127.0.0.1"
+_TYPE: Final = "type.googleapis.com/envoy."
+_MANAGER: Final = f"{_TYPE}extensions.filters.network.http_connection_manager.v3.HttpConnectionManager"
+_ROUTER: Final = f"{_TYPE}extensions.filters.http.router.v3.Router"
+_HTTP_OPTIONS: Final = "envoy.extensions.upstreams.http.v3.HttpProtocolOptions"
+
+UPSTREAM_IDLE_S: Final = 3
+"""Below the 5 s after which the model server closes an idle connection: Envoy must never send into one that is
+just being closed."""
+
+
+@dataclass(frozen=True, slots=True)
+class Upstream:
+    cluster: str
+    model_name: str
+    port: int
+
+
+@dataclass(frozen=True, slots=True)
+class ServiceRoute:
+    """`weights`: percent by cluster name, summing to 100."""
+
+    model_name: str
+    weights: Mapping[str, int]
+
+
+def bootstrap(folder: Path, port: int, admin_port: int) -> dict[str, Any]:
+    """Envoy's bootstrap document: one listener on loopback, clusters and routes from `folder`."""
+    return {
+        "node": {"id": "serin", "cluster": "serin"},
+        "admin": {"address": _address(admin_port)},
+        "stats_flush_interval": "1s",
+        "dynamic_resources": {"cds_config": _file_source(folder, "clusters.json")},
+        "static_resources": {
+            "listeners": [
+                {
+                    "name": "gateway",
+                    "address": _address(port),
+                    "filter_chains": [
+                        {
+                            "filters": [
+                                {
+                                    "name": "envoy.filters.network.http_connection_manager",
+                                    "typed_config": {
+                                        "@type": _MANAGER,
+                                        "stat_prefix": "gateway",
+                                        "generate_request_id": True,
+                                        "rds": {
+                                            "route_config_name": "services",
+                                            "config_source": _file_source(folder, "routes.json"),
+                                        },
+                                        "http_filters": [
+                                            {
+                                                "name": "envoy.filters.http.router",
+                                                "typed_config": {"@type": _ROUTER},
+                                            }
+                                        ],
+                                    },
+                                }
+                            ]
+                        }
+                    ],
+                }
+            ]
+        },
+    }
+
+
+def clusters(upstreams: Sequence[Upstream]) -> list[dict[str, Any]]:
+    return [
+        {
+            "@type": f"{_TYPE}config.cluster.v3.Cluster",
+            "name": upstream.cluster,
+            "type": "STATIC",
+            "connect_timeout": "1s",
+            "load_assignment": {
+                "cluster_name": upstream.cluster,
+                "endpoints": [{"lb_endpoints": [{"endpoint": {"address": _address(upstream.port)}}]}],
+            },
+            "typed_extension_protocol_options": {
+                _HTTP_OPTIONS: {
+                    "@type": f"{_TYPE}extensions.upstreams.http.v3.HttpProtocolOptions",
+                    "common_http_protocol_options": {"idle_timeout": f"{UPSTREAM_IDLE_S}s"},
+                    "explicit_http_config": {"http_protocol_options": {}},
+                }
+            },
+            "health_checks": [
+                {
+                    "timeout": "2s",
+                    "interval": "1s",
+                    "unhealthy_interval": "0.25s",
+                    "no_traffic_interval": "1s",
+                    "initial_jitter": "0.05s",
+                    "unhealthy_threshold": 3,
+                    "healthy_threshold": 1,
+                    "http_health_check": {"path": f"/v2/models/{upstream.model_name}/ready"},
+                }
+            ],
+        }
+        for upstream in upstreams
+    ]
+
+
+def routes(services: Sequence[ServiceRoute]) -> list[dict[str, Any]]:
+    """The protocol's paths of each service, split by weight; a request that never reached a model is tried again."""
+    return [
+        {
+            "@type": f"{_TYPE}config.route.v3.RouteConfiguration",
+            "name": "services",
+            "virtual_hosts": [
+                {
+                    "name": "all",
+                    "domains": ["*"],
+                    "routes": [
+                        {
+                            "match": {"safe_regex": {"regex": f"/v[12]/models/{service.model_name}([:/].*)?"}},
+                            "route": {
+                                "timeout": "30s",
+                                "weighted_clusters": {
+                                    "clusters": [
+                                        {"name": name, "weight": weight}
+                                        for name, weight in service.weights.items()
+                                        if weight > 0
+                                    ]
+                                },
+                                "retry_policy": {
+                                    "retry_on": "connect-failure,refused-stream,reset-before-request",
+                                    "num_retries": 2,
+                                },
+                            },
+                        }
+                        for service in services
+                    ],
+                }
+            ],
+        }
+    ]
+
+
+def write(path: Path, version: str, resources: list[dict[str, Any]]) -> None:
+    """Replace a file that Envoy watches; `version` is what Envoy reports once it is in force."""
+    text = json.dumps({"version_info": version, "resources": resources}, indent=1)
+    temporary = path.with_suffix(".new")
+    temporary.write_text(text, encoding="utf-8")
+    os.replace(temporary, path)  # noqa: PTH105 - the rename is the point
+
+
+def _file_source(folder: Path, name: str) -> dict[str, Any]:
+    return {
+        "resource_api_version": "V3",
+        "path_config_source": {"path": str(folder / name), "watched_directory": {"path": str(folder)}},
+    }
+
+
+def _address(port: int) -> dict[str, Any]:
+    return {"socket_address": {"address": LOCAL, "port_value": port}}

@@ -1,0 +1,187 @@
+"""The embedded platform: what a rollout wants done, as rows in the store.
+
+`observe` and `apply` speak to `serin.reconcile`; `apply` only writes what is wanted, inside the caller's
+transaction, so the status that asked for it and the wish itself are never torn apart. The supervisor makes
+processes and routes follow.
+"""
+
+import dataclasses
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Final
+from urllib.parse import unquote, urlparse
+
+from serin import model
+from serin.errors import UserError
+from serin.judge.window import Window
+from serin.platforms.embedded.processes import free_port
+from serin.reconcile import (
+    Action,
+    CreateCandidate,
+    Discard,
+    Observation,
+    Promote,
+    Revision,
+    RunChecks,
+    SetSplit,
+)
+from serin.rollout import Candidate, Check, Concurrency, ModelRollout, Phase
+from serin.store import RevisionRecord, Service, Store
+
+RUNTIMES: Final[dict[str, str]] = {"serin-onnx": "predictor", "serin-drill": "predictor.drill"}
+"""The program behind each runtime: a Python module that takes the predictor's arguments."""
+
+
+@dataclass(frozen=True, slots=True)
+class Gateway:
+    """What the gateway confirms: revisions whose health checks pass, and the candidate's percent by service."""
+
+    healthy: frozenset[str] = frozenset()
+    splits: Mapping[tuple[str, str], int] = field(default_factory=dict)
+
+
+def model_folder(store: Store, digest: str) -> Path:
+    return store.home / "models" / digest.removeprefix("sha256:")[:16]
+
+
+def fetch(store: Store, candidate: Candidate) -> str:
+    """Bring the candidate's model into the platform's own storage, checked; return its digest.
+
+    Raises `UserError` when runtime, address or digest is wrong. Costs nothing when it is there already.
+    """
+    if candidate.runtime not in RUNTIMES:
+        raise UserError(f"There is no runtime {candidate.runtime}; known: {', '.join(RUNTIMES)}.")
+    source = _local_path(candidate.storage_uri)
+    model.verify(source, candidate.digest)
+    digest = model.digest(source)
+    folder = model_folder(store, digest)
+    if not folder.exists():
+        partial = folder.with_name(folder.name + ".partial")
+        shutil.rmtree(partial, ignore_errors=True)
+        shutil.copytree(source, partial)
+        partial.rename(folder)
+    model.verify(folder, digest)
+    return digest
+
+
+def _local_path(uri: str) -> Path:
+    parsed = urlparse(uri)
+    if parsed.scheme == "file":
+        return Path(unquote(parsed.path))
+    if parsed.scheme:
+        raise UserError(f"storageUri {uri}: the embedded platform reads file:// and plain paths only.")
+    return Path(uri)
+
+
+def active_rollouts(rollouts: list[ModelRollout]) -> list[tuple[ModelRollout, str | None, str | None]]:
+    """Every unfinished rollout with the older one it waits for and the newer one that supersedes it.
+
+    `rollouts` oldest first. Of one service only the oldest unfinished rollout acts.
+    """
+    unfinished = [each for each in rollouts if not each.status.phase.terminal]
+    result = []
+    for each in unfinished:
+        same = [
+            other
+            for other in unfinished
+            if (other.metadata.namespace, other.spec.service) == (each.metadata.namespace, each.spec.service)
+        ]
+        newer = same[same.index(each) + 1 :]
+        supersedes = [other.metadata.name for other in newer if other.spec.concurrency is Concurrency.SUPERSEDE]
+        waits_for = same[0].metadata.name if same[0] is not each else None
+        result.append((each, waits_for, supersedes[-1] if supersedes else None))
+    return result
+
+
+class EmbeddedPlatform:
+    def __init__(self, store: Store) -> None:
+        self._store = store
+
+    def observe(
+        self,
+        rollout: ModelRollout,
+        gateway: Gateway,
+        *,
+        windows: tuple[Window, ...] = (),
+        waits_for: str | None = None,
+        superseded_by: str | None = None,
+    ) -> Observation:
+        namespace, name = rollout.metadata.namespace, rollout.spec.service
+        service = self._store.service(name, namespace)
+        ours = service is not None and service.rollout == rollout.metadata.name
+        refusal = None
+        if rollout.status.phase is Phase.PENDING and waits_for is None:
+            try:
+                fetch(self._store, rollout.spec.candidate)
+            except UserError as error:
+                refusal = str(error)
+        checks = self._store.checks(rollout)
+        return Observation(
+            stable=self._revision(namespace, service.stable, gateway) if service and service.stable else None,
+            candidate=self._revision(namespace, service.candidate, gateway)
+            if service and ours and service.candidate
+            else None,
+            split=gateway.splits.get((namespace, name), 0) if ours else 0,
+            windows=windows,
+            checks=tuple(Check.model_validate(check) for check in checks["checks"]) if checks else None,
+            refusal=refusal,
+            waits_for=waits_for,
+            superseded_by=superseded_by,
+        )
+
+    def _revision(self, namespace: str, name: str, gateway: Gateway) -> Revision | None:
+        record = self._store.revision(name, namespace)
+        if record is None:
+            return None
+        return Revision(
+            name=record.name,
+            ready=record.pid is not None and record.cluster in gateway.healthy,
+            restarts=record.restarts,
+            failure=record.failure,
+        )
+
+    def apply(self, rollout: ModelRollout, action: Action) -> None:
+        """Record what is wanted. `RunChecks` wants nothing recorded: the supervisor runs them."""
+        namespace, name = rollout.metadata.namespace, rollout.spec.service
+        service = self._store.service(name, namespace) or Service(namespace, name, None, None, None, 0, 0)
+        match action:
+            case CreateCandidate():
+                self._create(rollout, service)
+            case SetSplit(stable=stable, candidate=candidate, percent=percent):
+                if (service.stable, service.candidate) == (stable, candidate):
+                    self._store.save_service(dataclasses.replace(service, percent=percent))
+            case Promote(candidate=candidate):
+                if service.candidate == candidate:
+                    self._store.save_service(
+                        dataclasses.replace(service, stable=candidate, candidate=None, rollout=None, percent=0)
+                    )
+            case Discard(candidate=candidate):
+                if service.candidate == candidate:
+                    self._store.save_service(dataclasses.replace(service, candidate=None, rollout=None, percent=0))
+            case RunChecks():
+                pass
+
+    def _create(self, rollout: ModelRollout, service: Service) -> None:
+        if service.candidate is not None:
+            return
+        candidate = rollout.spec.candidate
+        digest = fetch(self._store, candidate)
+        number = service.revisions + 1
+        record = RevisionRecord(
+            namespace=service.namespace,
+            name=f"{service.name}-predictor-{number:05d}",
+            service=service.name,
+            model=model_folder(self._store, digest),
+            digest=digest,
+            runtime=candidate.runtime,
+            env={variable.name: variable.value for variable in candidate.env},
+            port=free_port(),
+        )
+        self._store.save_revision(record)
+        self._store.save_service(
+            dataclasses.replace(
+                service, candidate=record.name, rollout=rollout.metadata.name, percent=0, revisions=number
+            )
+        )

@@ -1,0 +1,97 @@
+"""Processes that outlive the one that started them, found again by pid and start time."""
+
+import contextlib
+import os
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Final
+
+import psutil
+
+from serin.platforms.embedded.gateway import LOCAL
+
+_KEPT_VARIABLES: Final = ("PATH", "HOME", "LANG", "LC_ALL", "TMPDIR", "TZ", "LD_LIBRARY_PATH", "VIRTUAL_ENV")
+"""A model server gets these of the supervisor's environment, and nothing that may be a secret."""
+
+
+def spawn(
+    arguments: Sequence[str], *, log: Path, env: Mapping[str, str] | None = None
+) -> tuple[subprocess.Popen[bytes], float]:
+    """Start a program in a session of its own, so that neither Ctrl-C nor our end reaches it.
+
+    Returns the process and its start time (epoch seconds, as psutil tells it).
+    """
+    log.parent.mkdir(parents=True, exist_ok=True)
+    kept = {name: os.environ[name] for name in _KEPT_VARIABLES if name in os.environ}
+    with log.open("ab") as out:
+        process = subprocess.Popen(
+            list(arguments),
+            stdin=subprocess.DEVNULL,
+            stdout=out,
+            stderr=subprocess.STDOUT,
+            env={**kept, **(env or {})},
+            start_new_session=True,
+            cwd="/",
+        )
+    return process, started(process.pid) or 0.0
+
+
+def started(pid: int) -> float | None:
+    try:
+        return psutil.Process(pid).create_time()
+    except psutil.Error:
+        return None
+
+
+def alive(pid: int | None, start: float | None) -> bool:
+    """Whether the very process is there, not another one that got its pid."""
+    if pid is None or start is None:
+        return False
+    try:
+        process = psutil.Process(pid)
+        return abs(process.create_time() - start) < 1 and process.status() != psutil.STATUS_ZOMBIE
+    except psutil.Error:
+        return False
+
+
+def stop(pid: int, *, timeout_s: float) -> None:
+    """SIGTERM, then SIGKILL after `timeout_s`."""
+    with contextlib.suppress(psutil.NoSuchProcess):
+        process = psutil.Process(pid)
+        process.terminate()
+        try:
+            process.wait(timeout_s)
+        except psutil.TimeoutExpired:
+            process.kill()
+            process.wait(5)
+
+
+def belonging_to(home: Path) -> Iterator[psutil.Process]:
+    """Every process of this user that was started with a path below `home` among its arguments."""
+    prefix = f"{home}{os.sep}"
+    for process in psutil.process_iter():
+        with contextlib.suppress(psutil.Error):
+            if process.pid != os.getpid() and any(word.startswith(prefix) for word in process.cmdline()[1:]):
+                yield process
+
+
+def free_port(preferred: int = 0) -> int:
+    """A port of the loopback interface on which nobody listens: `preferred`, or else any."""
+    for port in (preferred, 0) if preferred else (0,):
+        with socket.socket() as probe, contextlib.suppress(OSError):
+            if not port:
+                probe.bind((LOCAL, 0))
+                return int(probe.getsockname()[1])
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            probe.bind((LOCAL, port))
+            return port
+    raise OSError("no free port on the loopback interface")
+
+
+def python(module: str, *arguments: str) -> list[str]:
+    """The command that runs one of our modules with this very interpreter; `-P` keeps the folder it is started in
+    out of the import path."""
+    return [sys.executable, "-P", "-m", module, *arguments]

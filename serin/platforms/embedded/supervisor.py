@@ -1,0 +1,416 @@
+"""The supervisor: makes processes, routes and rollouts follow what the store says.
+
+One loop, several times a second, each pass from scratch: look at everything, decide, write, act. It can be killed
+between any two statements; the next one finds the gateway and the model servers still serving and goes on.
+"""
+
+import asyncio
+import contextlib
+import dataclasses
+import fcntl
+import json
+import logging
+import os
+import signal
+import subprocess
+import sys
+import time
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, Final
+
+import aiohttp
+
+from serin import checks, model
+from serin.judge.window import Window
+from serin.platforms.embedded import gateway, processes
+from serin.platforms.embedded.gateway import LOCAL, ServiceRoute, Upstream
+from serin.platforms.embedded.platform import (
+    RUNTIMES,
+    EmbeddedPlatform,
+    Gateway,
+    active_rollouts,
+)
+from serin.reconcile import RunChecks, reconcile
+from serin.rollout import ModelRollout
+from serin.store import RevisionRecord, Store
+from serin.telemetry import envoy
+from serin.telemetry.windows import Counters, Reading, to_document, window_between
+
+CLUSTERS: Final = "clusters.json"
+ROUTES: Final = "routes.json"
+TICK_S: Final = 0.2
+DRAIN_S: Final = 10.0
+"""A revision without traffic is stopped when its last request is answered, or after this time."""
+MIN_DRAIN_S: Final = 1.0
+DEFAULT_PORT: Final = 8080
+LOCK: Final = "supervisor.lock"
+_USER_MISTAKE: Final = 2
+_log = logging.getLogger("serin.supervisor")
+
+
+class Supervisor:
+    def __init__(self, home: Path) -> None:
+        self._home = home
+        self._store = Store(home)
+        self._platform = EmbeddedPlatform(self._store)
+        self._folder = home / "gateway"
+        self._children: dict[str, subprocess.Popen[bytes]] = {}
+        self._retry_at: dict[str, float] = {}
+        self._draining: dict[str, float] = {}
+        self._ending: list[_Ending] = []
+        self._checks: dict[str, asyncio.Task[None]] = {}
+        self._written: dict[str, tuple[str, list[dict[str, Any]]]] = {}
+        self._splits: dict[str, dict[tuple[str, str], int]] = {}
+        self._seen_alive: set[str] = set()
+
+    async def run(self, stop: asyncio.Event) -> None:
+        self._folder.mkdir(parents=True, exist_ok=True)
+        self._recall_routes()
+        self._end_strays()
+        timeout = aiohttp.ClientTimeout(total=2)
+        async with aiohttp.ClientSession(timeout=timeout) as self._http:
+            while not stop.is_set():
+                start = time.monotonic()
+                await self._tick()
+                rest = TICK_S - (time.monotonic() - start)
+                with contextlib.suppress(TimeoutError):
+                    await asyncio.wait_for(stop.wait(), max(rest, 0.01))
+            for task in self._checks.values():
+                task.cancel()
+
+    async def _tick(self) -> None:
+        self._reap()
+        self._write_clusters()
+        self._start_gateway()
+        self._start_servers()
+        stats = await self._gateway_stats()
+        if stats is None:
+            return
+        seen = self._confirmed(stats)
+        for rollout, waits_for, superseded_by in active_rollouts(self._store.rollouts()):
+            await self._step(rollout, stats, seen, waits_for, superseded_by)
+        self._write_routes(seen)
+        self._retire(stats)
+
+    # rollouts
+
+    async def _step(
+        self,
+        rollout: ModelRollout,
+        stats: envoy.GatewayStats,
+        seen: Gateway,
+        waits_for: str | None,
+        superseded_by: str | None,
+    ) -> None:
+        reading, window = await self._read(rollout, stats, seen)
+        observation = self._platform.observe(
+            rollout,
+            seen,
+            windows=(window,) if window else (),
+            waits_for=waits_for,
+            superseded_by=superseded_by,
+        )
+        current = self._store.rollout(rollout.metadata.name, rollout.metadata.namespace)
+        status, actions = reconcile(current.spec, current.status, observation, datetime.now(UTC))
+        with self._store.transaction():
+            if status != current.status:
+                self._store.save_status(current, status)
+            if reading is not None:
+                self._store.save_counters(current, reading.model_dump(mode="json", by_alias=True))
+            if window is not None:
+                self._store.add_window(current, window.id, to_document(window))
+            for action in actions:
+                self._platform.apply(current, action)
+        if status.phase is not current.status.phase or status.stage != current.status.stage:
+            _log.info("%s: %s at %d %%: %s", current.metadata.name, status.phase, status.traffic, status.reason)
+        for action in actions:
+            if isinstance(action, RunChecks):
+                self._run_checks(current, action)
+
+    async def _read(
+        self, rollout: ModelRollout, stats: envoy.GatewayStats, seen: Gateway
+    ) -> tuple[Reading | None, Window | None]:
+        """The counters of both arms now, and the window since the last reading, while the candidate has traffic."""
+        namespace = rollout.metadata.namespace
+        percent = seen.splits.get((namespace, rollout.spec.service), 0)
+        stable, candidate = rollout.status.stable_revision, rollout.status.candidate_revision
+        if rollout.status.stage is None or stable is None or candidate is None:
+            return None, None
+        arms = await asyncio.gather(*(self._counters(namespace, name, stats) for name in (stable, candidate)))
+        if arms[0] is None or arms[1] is None:
+            return None, None
+        document = self._store.counters(rollout)
+        before = Reading.model_validate(document) if document else None
+        reading = Reading(
+            at_s=time.time(),
+            window_id=before.window_id + 1 if before else 1,
+            stage=rollout.status.stage,
+            percent=percent,
+            gateway=str(self._store.setting("gateway_pid")),
+            stable=arms[0],
+            candidate=arms[1],
+        )
+        if before is None or (before.percent == 0 and percent == 0):
+            return reading, None
+        return reading, window_between(before, reading)
+
+    async def _counters(self, namespace: str, name: str, stats: envoy.GatewayStats) -> Counters | None:
+        record = self._store.revision(name, namespace)
+        if record is None:
+            return None
+        codes = dict(stats.clusters.get(record.cluster, envoy.ClusterStats()).codes)
+        predictor: dict[str, Any] = {}
+        with contextlib.suppress(aiohttp.ClientError, TimeoutError, ValueError):  # its absence is no evidence
+            async with self._http.get(f"http://{LOCAL}:{record.port}/metrics/serin.json") as response:
+                if response.status == 200:
+                    predictor = await response.json(content_type=None)
+        return Counters(
+            codes=codes,
+            boot=predictor.get("boot", ""),
+            latency=predictor.get("latency", {}),
+            score=predictor.get("score", {}),
+        )
+
+    def _run_checks(self, rollout: ModelRollout, action: RunChecks) -> None:
+        key = f"{rollout.metadata.namespace}/{rollout.metadata.name}"
+        if key not in self._checks:
+            self._checks[key] = asyncio.create_task(self._check(rollout, action, key))
+
+    async def _check(self, rollout: ModelRollout, action: RunChecks, key: str) -> None:
+        namespace = rollout.metadata.namespace
+        candidate = self._store.revision(action.candidate, namespace)
+        stable = self._store.revision(action.stable, namespace) if action.stable else None
+        if candidate is None:
+            del self._checks[key]
+            return
+        samples = model.samples(candidate.model)
+        answers, of_stable = await checks.replay(
+            f"http://{LOCAL}:{candidate.port}",
+            f"http://{LOCAL}:{stable.port}" if stable else None,
+            rollout.spec.service,
+            samples.records,
+        )
+        results = checks.compare(answers, of_stable, samples.scores)
+        document = {"checks": [check.model_dump(mode="json", by_alias=True) for check in results]}
+        with self._store.transaction():
+            self._store.save_checks(rollout, document)
+
+    # the gateway
+
+    def _start_gateway(self) -> None:
+        pid, start = self._store.setting("gateway_pid") or (None, None)
+        if processes.alive(pid, start) or time.monotonic() < self._retry_at.get("gateway", 0):
+            return
+        self._retry_at["gateway"] = time.monotonic() + 1
+        if not (self._folder / ROUTES).exists():
+            self._write(ROUTES, gateway.routes([]))
+        preferred = self._store.setting("port") or int(os.environ.get("SERIN_PORT", DEFAULT_PORT))
+        port = processes.free_port(preferred)
+        if port != preferred:
+            _log.warning("port %d is taken by another program, the gateway listens on %d", preferred, port)
+        admin = processes.free_port()
+        bootstrap = self._folder / "bootstrap.json"
+        bootstrap.write_text(json.dumps(gateway.bootstrap(self._folder, port, admin), indent=1), encoding="utf-8")
+        process, started = processes.spawn(
+            [
+                str(Path(sys.executable).with_name("envoy")),
+                *("--config-path", str(bootstrap)),
+                *("--concurrency", "1"),
+                *("--log-level", "warning"),
+                "--use-dynamic-base-id",
+            ],
+            log=self._home / "logs" / "gateway.log",
+        )
+        self._children["gateway"] = process
+        with self._store.transaction():
+            self._store.save_setting("port", port)
+            self._store.save_setting("admin_port", admin)
+            self._store.save_setting("gateway_pid", [process.pid, started])
+        _log.info("gateway started on port %d", port)
+
+    async def _gateway_stats(self) -> envoy.GatewayStats | None:
+        """None while the gateway does not answer: without a look at it nothing is decided."""
+        address = f"http://{LOCAL}:{self._store.setting('admin_port')}/stats/prometheus"
+        query = {"text_readouts": "", "filter": envoy.STATS_FILTER}
+        try:
+            async with self._http.get(address, params=query) as response:
+                return envoy.parse(await response.text())
+        except (aiohttp.ClientError, TimeoutError) as error:
+            _log.info("gateway does not answer: %s", error)
+            return None
+
+    def _confirmed(self, stats: envoy.GatewayStats) -> Gateway:
+        return Gateway(
+            healthy=frozenset(name for name, cluster in stats.clusters.items() if cluster.healthy > 0),
+            splits=self._splits.get(stats.versions.get("services", ""), {}),
+        )
+
+    def _write_clusters(self) -> None:
+        revisions = self._store.revisions()
+        self._write(
+            CLUSTERS, gateway.clusters([Upstream(each.cluster, each.service, each.port) for each in revisions])
+        )
+
+    def _write_routes(self, seen: Gateway) -> None:
+        """The wanted split of every service; a candidate whose health checks fail gets nothing."""
+        routes, splits = [], {}
+        for service in self._store.services():
+            if service.stable is None:
+                continue
+            stable, candidate = f"{service.namespace}/{service.stable}", f"{service.namespace}/{service.candidate}"
+            percent = service.percent if candidate in seen.healthy else 0
+            routes.append(ServiceRoute(service.name, {stable: 100 - percent, candidate: percent}))
+            splits[(service.namespace, service.name)] = percent
+        version = self._write(ROUTES, gateway.routes(routes))
+        if version not in self._splits:
+            self._splits = {**dict(list(self._splits.items())[-1:]), version: splits}
+            with self._store.transaction():
+                self._store.save_setting("routes", [version, [[*key, percent] for key, percent in splits.items()]])
+
+    def _recall_routes(self) -> None:
+        """What the routes in force mean, as the supervisor before us wrote it down."""
+        version, splits = self._store.setting("routes") or ("", [])
+        self._splits = {version: {(namespace, name): percent for namespace, name, percent in splits}}
+
+    def _write(self, name: str, resources: list[dict[str, Any]]) -> str:
+        """Replace a file of the gateway if its content changes; return the version of what is in it."""
+        version, written = self._written.get(name, ("", None))
+        if written != resources:
+            version = str(time.time_ns())
+            gateway.write(self._folder / name, version, resources)
+            self._written[name] = (version, resources)
+        return version
+
+    # the model servers
+
+    def _start_servers(self) -> None:
+        for record in self._store.revisions():
+            if processes.alive(record.pid, record.started):
+                self._seen_alive.add(record.name)
+                continue
+            if record.failure is not None or time.monotonic() < self._retry_at.get(record.name, 0):
+                continue
+            self._start_server(self._after_death(record))
+
+    def _after_death(self, record: RevisionRecord) -> RevisionRecord:
+        """Count a death that happened under our eyes; a program that refused its model is not started again."""
+        if record.name not in self._seen_alive:
+            return record
+        self._seen_alive.discard(record.name)
+        child = self._children.pop(record.name, None)
+        code = child.poll() if child is not None else None
+        failure = self._last_words(record) if code == _USER_MISTAKE else None
+        _log.warning("%s died (exit code %s), %d restarts so far", record.name, code, record.restarts)
+        return dataclasses.replace(record, restarts=record.restarts + 1, pid=None, started=None, failure=failure)
+
+    def _start_server(self, record: RevisionRecord) -> None:
+        if record.failure is None:
+            delay_s = 0.0 if record.restarts == 0 else min(0.5 * 2**record.restarts, 10.0)
+            self._retry_at[record.name] = time.monotonic() + delay_s
+            port = processes.free_port(record.port)
+            process, started = processes.spawn(
+                processes.python(
+                    RUNTIMES[record.runtime],
+                    *("--model-name", record.service),
+                    *("--model-dir", str(record.model)),
+                    *("--revision", record.name),
+                    *("--digest", record.digest),
+                    *("--host", LOCAL),
+                    *("--http-port", str(port)),
+                ),
+                log=self._server_log(record),
+                env={"OMP_NUM_THREADS": "1", **record.env},
+            )
+            self._children[record.name] = process
+            record = dataclasses.replace(record, port=port, pid=process.pid, started=started)
+            self._seen_alive.add(record.name)
+        with self._store.transaction():
+            self._store.save_revision(record)
+
+    def _server_log(self, record: RevisionRecord) -> Path:
+        return self._home / "logs" / f"{record.name}.log"
+
+    def _last_words(self, record: RevisionRecord) -> str:
+        lines = self._server_log(record).read_text(encoding="utf-8", errors="replace").strip().splitlines()
+        return lines[-1] if lines else "its program refused to start"
+
+    def _retire(self, stats: envoy.GatewayStats) -> None:
+        """Stop revisions no service refers to: out of the routes, drained, out of the clusters, then ended."""
+        wanted = {(s.namespace, name) for s in self._store.services() for name in (s.stable, s.candidate) if name}
+        routes_in_force = stats.versions.get("services") == self._written.get(ROUTES, ("", None))[0]
+        for record in self._store.revisions():
+            if (record.namespace, record.name) in wanted or not routes_in_force:
+                continue
+            since = self._draining.setdefault(record.cluster, time.monotonic())
+            active = stats.clusters.get(record.cluster, envoy.ClusterStats()).active
+            age_s = time.monotonic() - since
+            if age_s < MIN_DRAIN_S or (active > 0 and age_s < DRAIN_S):
+                continue
+            del self._draining[record.cluster]
+            with self._store.transaction():
+                self._store.delete_revision(record)
+            self._write_clusters()
+            if record.pid is not None and processes.alive(record.pid, record.started):
+                os.kill(record.pid, signal.SIGTERM)
+                child = self._children.pop(record.name, None)
+                self._ending.append(_Ending(record.pid, record.started, child, time.monotonic() + DRAIN_S))
+            _log.info("%s stopped", record.name)
+
+    def _reap(self) -> None:
+        """Take note of children that ended, and end those that were asked to and did not."""
+        for child in self._children.values():
+            child.poll()
+        for ending in list(self._ending):
+            if ending.child is not None:
+                ending.child.poll()
+            if not processes.alive(ending.pid, ending.started):
+                self._ending.remove(ending)
+            elif time.monotonic() > ending.deadline:
+                os.kill(ending.pid, signal.SIGKILL)
+
+    def _end_strays(self) -> None:
+        """End what an earlier supervisor started but did not live to write down."""
+        known = {each.pid for each in self._store.revisions()}
+        known.add((self._store.setting("gateway_pid") or [None])[0])
+        for process in processes.belonging_to(self._home):
+            if process.pid not in known:
+                _log.warning("ending stray process %d", process.pid)
+                processes.stop(process.pid, timeout_s=5)
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class _Ending:
+    pid: int
+    started: float | None
+    child: subprocess.Popen[bytes] | None
+    deadline: float
+
+
+async def _main(home: Path) -> None:
+    stop = asyncio.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        asyncio.get_running_loop().add_signal_handler(number, stop.set)
+    await Supervisor(home).run(stop)
+
+
+def main(home: Path) -> int:
+    """Supervise until SIGTERM. Only one supervisor works on a home: a second one ends at once."""
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
+    logging.Formatter.converter = time.gmtime
+    home.mkdir(parents=True, exist_ok=True, mode=0o700)
+    with (home / LOCK).open("a+") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            _log.info("another supervisor works on %s", home)
+            return 0
+        lock.truncate(0)
+        lock.write(str(os.getpid()))
+        lock.flush()
+        asyncio.run(_main(home))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(Path(sys.argv[1])))

@@ -1,0 +1,178 @@
+"""The `ModelRollout` document (serin.dev/v1alpha1): the same on a cluster and in the embedded platform."""
+
+from datetime import UTC, datetime
+from enum import StrEnum
+from typing import Annotated, Final, Literal, Self
+
+from pydantic import Field, ValidationError, model_validator
+
+from serin.errors import UserError
+from serin.judge import JudgeSpec
+from serin.plan import PROFILES, Document, Plan
+
+NAME: Final = r"^[a-z]([-a-z0-9]*[a-z0-9])?$"
+"""What KServe's webhook accepts as a name."""
+
+
+class Phase(StrEnum):
+    PENDING = "Pending"
+    DARK = "Dark"
+    CHECKING = "Checking"
+    PROGRESSING = "Progressing"
+    WAITING = "Waiting"
+    BAKING = "Baking"
+    PROMOTED = "Promoted"
+    ROLLING_BACK = "RollingBack"
+    ROLLED_BACK = "RolledBack"
+    FAILED = "Failed"
+
+    @property
+    def terminal(self) -> bool:
+        return self in (Phase.PROMOTED, Phase.ROLLED_BACK, Phase.FAILED)
+
+
+class Approval(StrEnum):
+    NONE = "none"
+    BEFORE_TRAFFIC = "beforeTraffic"
+    BEFORE_FULL = "beforeFull"
+
+
+class Concurrency(StrEnum):
+    """What a rollout does while an older one of the same service is under way."""
+
+    QUEUE = "queue"
+    SUPERSEDE = "supersede"
+
+
+class EnvVar(Document):
+    name: str
+    value: str
+
+
+class Candidate(Document):
+    """`digest` is checked before the model is loaded; `runtime` names the program that serves it."""
+
+    storage_uri: str
+    digest: str | None = None
+    runtime: str = "serin-onnx"
+    env: tuple[EnvVar, ...] = ()
+
+
+class Spec(Document):
+    """`plan` or `profile`, not both; neither means the profile "balanced".
+
+    `promote` skips what is left of the plan, `abort` ends the rollout with traffic on stable, `approved`
+    answers `approval`.
+    """
+
+    service: Annotated[str, Field(pattern=NAME, max_length=50)]
+    candidate: Candidate
+    plan: Plan | None = None
+    profile: Literal["fast", "balanced", "careful"] | None = None
+    judge: JudgeSpec = JudgeSpec()
+    approval: Approval = Approval.NONE
+    concurrency: Concurrency = Concurrency.QUEUE
+    approved: bool = False
+    paused: bool = False
+    promote: bool = False
+    abort: bool = False
+
+    @model_validator(mode="after")
+    def _one_plan(self) -> Self:
+        if self.plan is not None and self.profile is not None:
+            raise ValueError("spec: give plan or profile, not both")
+        return self
+
+    @property
+    def effective_plan(self) -> Plan:
+        return self.plan or PROFILES[self.profile or "balanced"]
+
+
+class Check(Document):
+    """One check at 0 % traffic: what was measured, against what bound."""
+
+    name: str
+    passed: bool
+    detail: str
+
+
+class Requests(Document):
+    stable: int = 0
+    candidate: int = 0
+
+
+class Ratio(Document):
+    """Anytime confidence sequence of candidate / stable; None while unknown."""
+
+    low: float | None = None
+    high: float | None = None
+
+
+class MetricEvidence(Document):
+    metric: str
+    log10_e: float = Field(alias="log10E")
+    safe: bool
+    ratio: Ratio
+    requests: Requests
+
+
+class HistoryEntry(Document):
+    at: datetime
+    phase: Phase
+    stage: int | None
+    traffic: int
+    reason: str
+
+
+class Status(Document):
+    """`stage` is the index of the plan's stage, len(stages) in the bake, None before any traffic.
+
+    `traffic` is the candidate's wanted percent, `observed_traffic` its share of the requests answered in this stage.
+    `entered_at` is when the phase (or stage) began, `judge_state` the judge's own document.
+    """
+
+    phase: Phase = Phase.PENDING
+    stage: int | None = None
+    traffic: int = 0
+    observed_traffic: float | None = None
+    stable_revision: str | None = None
+    candidate_revision: str | None = None
+    evidence: tuple[MetricEvidence, ...] = ()
+    log10_e: float = Field(0.0, alias="log10E")
+    reason: str = "not looked at yet"
+    alert: str | None = None
+    needs_requests: int | None = None
+    needs_seconds: float | None = None
+    checks: tuple[Check, ...] = ()
+    requests: Requests = Requests()
+    errors: Requests = Requests()
+    started_at: datetime | None = None
+    entered_at: datetime | None = None
+    finished_at: datetime | None = None
+    policy_hash: str | None = None
+    judge_state: str | None = None
+    history: tuple[HistoryEntry, ...] = ()
+
+
+class Metadata(Document):
+    name: Annotated[str, Field(pattern=NAME, max_length=63)]
+    namespace: Annotated[str, Field(pattern=NAME, max_length=63)] = "default"
+    creation_timestamp: datetime = Field(default_factory=lambda: datetime.now(UTC))
+
+
+class ModelRollout(Document):
+    api_version: Literal["serin.dev/v1alpha1"] = "serin.dev/v1alpha1"
+    kind: Literal["ModelRollout"] = "ModelRollout"
+    metadata: Metadata
+    spec: Spec
+    status: Status = Status()
+
+
+def parse(document: object) -> ModelRollout:
+    """Raises `UserError` naming the offending field."""
+    try:
+        return ModelRollout.model_validate(document)
+    except ValidationError as error:
+        first = error.errors()[0]
+        field = ".".join(str(part) for part in first["loc"]) or "document"
+        raise UserError(f"ModelRollout: {field}: {first['msg']}.") from error

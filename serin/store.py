@@ -1,0 +1,292 @@
+"""SQLite state of the embedded platform: what an API server and its etcd are to a cluster.
+
+Commands write specs, the supervisor writes status; both sides only ever see whole transactions. One folder
+(`home`) holds everything; copying or deleting it copies or deletes the platform.
+"""
+
+import json
+import sqlite3
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, Final
+
+from serin.errors import UserError
+from serin.rollout import ModelRollout, Spec, Status
+
+SCHEMA_VERSION: Final = 1
+_SCHEMA: Final = """
+CREATE TABLE rollout (
+    namespace TEXT NOT NULL, name TEXT NOT NULL, created_at TEXT NOT NULL,
+    spec TEXT NOT NULL, status TEXT NOT NULL,
+    counters TEXT, checks TEXT,
+    PRIMARY KEY (namespace, name)
+);
+CREATE TABLE service (
+    namespace TEXT NOT NULL, name TEXT NOT NULL,
+    stable TEXT, candidate TEXT, rollout TEXT,
+    percent INTEGER NOT NULL DEFAULT 0, revisions INTEGER NOT NULL DEFAULT 0,
+    PRIMARY KEY (namespace, name)
+);
+CREATE TABLE revision (
+    namespace TEXT NOT NULL, name TEXT NOT NULL, service TEXT NOT NULL,
+    model TEXT NOT NULL, digest TEXT NOT NULL, runtime TEXT NOT NULL, env TEXT NOT NULL, port INTEGER NOT NULL,
+    pid INTEGER, started REAL, restarts INTEGER NOT NULL DEFAULT 0, failure TEXT,
+    PRIMARY KEY (namespace, name)
+);
+CREATE TABLE window (
+    namespace TEXT NOT NULL, rollout TEXT NOT NULL, id INTEGER NOT NULL, document TEXT NOT NULL,
+    PRIMARY KEY (namespace, rollout, id)
+);
+CREATE TABLE setting (key TEXT PRIMARY KEY, value TEXT NOT NULL);
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class Service:
+    """`rollout` is the one that owns `candidate`; `percent` is the candidate's wanted share."""
+
+    namespace: str
+    name: str
+    stable: str | None
+    candidate: str | None
+    rollout: str | None
+    percent: int
+    revisions: int
+
+
+@dataclass(frozen=True, slots=True)
+class RevisionRecord:
+    """`pid` and `started` (the process's own start time) identify the process across a restart of the supervisor."""
+
+    namespace: str
+    name: str
+    service: str
+    model: Path
+    digest: str
+    runtime: str
+    env: dict[str, str]
+    port: int
+    pid: int | None = None
+    started: float | None = None
+    restarts: int = 0
+    failure: str | None = None
+
+    @property
+    def cluster(self) -> str:
+        """Its name at the gateway, as on Kourier."""
+        return f"{self.namespace}/{self.name}"
+
+
+class Store:
+    def __init__(self, home: Path) -> None:
+        home.mkdir(parents=True, exist_ok=True, mode=0o700)
+        self.home = home
+        self._db = sqlite3.connect(home / "serin.db", timeout=30, isolation_level=None)
+        self._db.row_factory = sqlite3.Row
+        self._db.execute("PRAGMA journal_mode = WAL")
+        self._db.execute("PRAGMA synchronous = NORMAL")
+        with self.transaction():
+            version = self._db.execute("PRAGMA user_version").fetchone()[0]
+            if version == 0:
+                for statement in filter(str.strip, _SCHEMA.split(";")):
+                    self._db.execute(statement)
+                self._db.execute(f"PRAGMA user_version = {SCHEMA_VERSION}")
+        if version not in (0, SCHEMA_VERSION):
+            raise UserError(
+                f"{home} was written by another version of serin (state {version}, this one reads {SCHEMA_VERSION}); "
+                "use that version, or start afresh with `make clean`."
+            )
+
+    def close(self) -> None:
+        self._db.close()
+
+    @contextmanager
+    def transaction(self) -> Iterator[None]:
+        """All or nothing; transactions do not nest."""
+        self._db.execute("BEGIN IMMEDIATE")
+        try:
+            yield
+        except BaseException:
+            self._db.execute("ROLLBACK")
+            raise
+        self._db.execute("COMMIT")
+
+    def _rows(self, query: str, *values: object) -> list[sqlite3.Row]:
+        return self._db.execute(query, values).fetchall()
+
+    # rollouts
+
+    def create_rollout(self, rollout: ModelRollout) -> None:
+        """Raises `UserError` when the name is taken."""
+        try:
+            self._db.execute(
+                "INSERT INTO rollout (namespace, name, created_at, spec, status) VALUES (?, ?, ?, ?, ?)",
+                (
+                    rollout.metadata.namespace,
+                    rollout.metadata.name,
+                    rollout.metadata.creation_timestamp.astimezone(UTC).isoformat(),
+                    rollout.spec.model_dump_json(by_alias=True),
+                    rollout.status.model_dump_json(by_alias=True),
+                ),
+            )
+        except sqlite3.IntegrityError as error:
+            raise UserError(f"A rollout named {rollout.metadata.name} exists; choose another name.") from error
+
+    def rollouts(self, namespace: str | None = None) -> list[ModelRollout]:
+        """Oldest first."""
+        rows = self._rows(
+            "SELECT * FROM rollout WHERE ?1 IS NULL OR namespace = ?1 ORDER BY created_at, rowid", namespace
+        )
+        return [_rollout(row) for row in rows]
+
+    def find_rollout(self, name: str, namespace: str) -> ModelRollout | None:
+        rows = self._rows("SELECT * FROM rollout WHERE namespace = ? AND name = ?", namespace, name)
+        return _rollout(rows[0]) if rows else None
+
+    def rollout(self, name: str, namespace: str) -> ModelRollout:
+        """Raises `UserError` when there is none of that name."""
+        found = self.find_rollout(name, namespace)
+        if found is None:
+            known = ", ".join(each.metadata.name for each in self.rollouts(namespace)) or "none yet"
+            raise UserError(f"There is no rollout {name}; known: {known}.")
+        return found
+
+    def patch_spec(self, name: str, namespace: str, **changes: bool) -> ModelRollout:
+        """Change the switches of a rollout (paused, abort, approved, promote)."""
+        with self.transaction():
+            found = self.rollout(name, namespace)
+            spec = found.spec.model_copy(update=changes)
+            self._db.execute(
+                "UPDATE rollout SET spec = ? WHERE namespace = ? AND name = ?",
+                (spec.model_dump_json(by_alias=True), namespace, name),
+            )
+        return found.model_copy(update={"spec": spec})
+
+    def save_status(self, rollout: ModelRollout, status: Status) -> None:
+        self._db.execute(
+            "UPDATE rollout SET status = ? WHERE namespace = ? AND name = ?",
+            (status.model_dump_json(by_alias=True), rollout.metadata.namespace, rollout.metadata.name),
+        )
+
+    def counters(self, rollout: ModelRollout) -> dict[str, Any] | None:
+        """The last reading of the counters, from which the next window is measured."""
+        return self._document(rollout, "counters")
+
+    def save_counters(self, rollout: ModelRollout, counters: dict[str, Any]) -> None:
+        self._save_document(rollout, "counters", counters)
+
+    def checks(self, rollout: ModelRollout) -> dict[str, Any] | None:
+        return self._document(rollout, "checks")
+
+    def save_checks(self, rollout: ModelRollout, checks: dict[str, Any]) -> None:
+        self._save_document(rollout, "checks", checks)
+
+    def _document(self, rollout: ModelRollout, column: str) -> dict[str, Any] | None:
+        rows = self._rows(
+            f"SELECT {column} AS document FROM rollout WHERE namespace = ? AND name = ?",  # noqa: S608 - our own names
+            rollout.metadata.namespace,
+            rollout.metadata.name,
+        )
+        text = rows[0]["document"] if rows else None
+        return json.loads(text) if text else None
+
+    def _save_document(self, rollout: ModelRollout, column: str, document: dict[str, Any]) -> None:
+        self._db.execute(
+            f"UPDATE rollout SET {column} = ? WHERE namespace = ? AND name = ?",  # noqa: S608 - our own names
+            (json.dumps(document, separators=(",", ":")), rollout.metadata.namespace, rollout.metadata.name),
+        )
+
+    def add_window(self, rollout: ModelRollout, window_id: int, document: dict[str, Any]) -> None:
+        self._db.execute(
+            "INSERT OR IGNORE INTO window VALUES (?, ?, ?, ?)",
+            (rollout.metadata.namespace, rollout.metadata.name, window_id, json.dumps(document)),
+        )
+
+    def windows(self, name: str, namespace: str) -> list[dict[str, Any]]:
+        rows = self._rows(
+            "SELECT document FROM window WHERE namespace = ? AND rollout = ? ORDER BY id", namespace, name
+        )
+        return [json.loads(row["document"]) for row in rows]
+
+    # services and revisions
+
+    def services(self) -> list[Service]:
+        return [Service(**dict(row)) for row in self._rows("SELECT * FROM service ORDER BY namespace, name")]
+
+    def service(self, name: str, namespace: str) -> Service | None:
+        rows = self._rows("SELECT * FROM service WHERE namespace = ? AND name = ?", namespace, name)
+        return Service(**dict(rows[0])) if rows else None
+
+    def save_service(self, service: Service) -> None:
+        self._db.execute(
+            "INSERT OR REPLACE INTO service (namespace, name, stable, candidate, rollout, percent, revisions)"
+            " VALUES (?, ?, ?, ?, ?, ?, ?)",
+            (
+                service.namespace,
+                service.name,
+                service.stable,
+                service.candidate,
+                service.rollout,
+                service.percent,
+                service.revisions,
+            ),
+        )
+
+    def revisions(self) -> list[RevisionRecord]:
+        return [_revision(row) for row in self._rows("SELECT * FROM revision ORDER BY namespace, name")]
+
+    def revision(self, name: str, namespace: str) -> RevisionRecord | None:
+        rows = self._rows("SELECT * FROM revision WHERE namespace = ? AND name = ?", namespace, name)
+        return _revision(rows[0]) if rows else None
+
+    def save_revision(self, revision: RevisionRecord) -> None:
+        self._db.execute(
+            "INSERT OR REPLACE INTO revision VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+            (
+                revision.namespace,
+                revision.name,
+                revision.service,
+                str(revision.model),
+                revision.digest,
+                revision.runtime,
+                json.dumps(revision.env),
+                revision.port,
+                revision.pid,
+                revision.started,
+                revision.restarts,
+                revision.failure,
+            ),
+        )
+
+    def delete_revision(self, revision: RevisionRecord) -> None:
+        self._db.execute("DELETE FROM revision WHERE namespace = ? AND name = ?", (revision.namespace, revision.name))
+
+    # settings
+
+    def setting(self, key: str) -> Any | None:  # noqa: ANN401 - JSON is what it is
+        rows = self._rows("SELECT value FROM setting WHERE key = ?", key)
+        return json.loads(rows[0]["value"]) if rows else None
+
+    def save_setting(self, key: str, value: object) -> None:
+        self._db.execute("INSERT OR REPLACE INTO setting VALUES (?, ?)", (key, json.dumps(value)))
+
+
+def _rollout(row: sqlite3.Row) -> ModelRollout:
+    return ModelRollout.model_validate(
+        {
+            "metadata": {
+                "name": row["name"],
+                "namespace": row["namespace"],
+                "creationTimestamp": datetime.fromisoformat(row["created_at"]),
+            },
+            "spec": Spec.model_validate_json(row["spec"]),
+            "status": Status.model_validate_json(row["status"]),
+        }
+    )
+
+
+def _revision(row: sqlite3.Row) -> RevisionRecord:
+    return RevisionRecord(**{**dict(row), "model": Path(row["model"]), "env": json.loads(row["env"])})
