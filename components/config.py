@@ -1,10 +1,10 @@
 """The config file: everything that differs from one data set to another."""
 
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
 from serin.errors import UserError
 
@@ -17,11 +17,13 @@ class _Section(BaseModel):
 
 class Data(_Section):
     """`source`: a path (relative to the config file) or an address; `synthetic`: name of the generator used when
-    neither a file nor the network is there."""
+    neither a file nor the network is there; `contract`: whether data that breaks the champion's data contract ends
+    the run, or is accepted and gives the next contract."""
 
     source: str
     sha256: str | None = None
     synthetic: Literal["churn"] | None = None
+    contract: Literal["check", "accept"] = "check"
 
 
 class Costs(_Section):
@@ -36,6 +38,12 @@ class Split(_Section):
     test: Annotated[float, Field(gt=0, lt=0.9)] = 0.2
     group: str | None = None
     time: str | None = None
+
+    @model_validator(mode="after")
+    def _one_way(self) -> Self:
+        if self.group is not None and self.time is not None:
+            raise ValueError("group and time exclude each other; keep one of them")
+        return self
 
 
 class Training(_Section):
@@ -55,13 +63,20 @@ class Gate(_Section):
     min_rows: Annotated[int, Field(ge=1)] = 200
 
 
+def _as_text(value: object) -> object:
+    """YAML reads `positive: 1` and `positive: Yes` as a number and a truth value; they name labels."""
+    return str(value) if isinstance(value, bool | int | float) else value
+
+
 class Config(_Section):
-    """`release` is a serin plan (a profile's name, or a document as in ModelRollout spec.plan)."""
+    """`positive` is compared with the values of `target` ignoring case and spaces; yes, true and 1 are the same, and
+    so are no, false and 0. `protected` attributes are features too, unless `drop` names them. `release` is a serin
+    plan (a profile's name, or a document as in ModelRollout spec.plan)."""
 
     service: Annotated[str, Field(pattern=r"^[a-z]([-a-z0-9]*[a-z0-9])?$", max_length=40)]
     data: Data
     target: str
-    positive: str
+    positive: Annotated[str, BeforeValidator(_as_text)]
     ids: tuple[str, ...] = ()
     drop: tuple[str, ...] = ()
     protected: tuple[str, ...] = ()

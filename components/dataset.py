@@ -1,11 +1,12 @@
 """The dataset directory: what preprocess hands to train and evaluate.
 
-    rows.parquet     one row per record: the id columns, the features, protected attributes, the target as 0/1
+    rows.parquet     one row per record: all columns of the data, also those that are no features, so that a
+                     champion with other features can be scored; the target as 0/1
     schema.json      `Schema`
     contract.json    the inferred data contract; travels on in the model's meta/
     profile.json     distribution of the training rows; travels on in the model's meta/
 
-Number features are float64 with NaN for missing, string features are str with "" for missing.
+Number columns are float64 with NaN for missing, string columns are str with "" for missing.
 """
 
 from pathlib import Path

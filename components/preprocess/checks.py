@@ -1,0 +1,201 @@
+"""What stands in the way of learning from a table. Each finding ends as `UserError` or as a note."""
+
+from collections.abc import Iterable
+from difflib import get_close_matches
+from typing import Final
+
+import numpy as np
+import numpy.typing as npt
+import pandas as pd
+
+from components.config import Config
+from components.preprocess.contract import FIRST_ROWS, show_rows
+from components.preprocess.reading import MISSING_NUMBERS, Table
+from serin.errors import UserError
+
+MIN_ROWS: Final = 100
+MIN_CLASS_ROWS: Final = 10
+"""Of each class in the training rows: what five folds of cross-validation can live on."""
+LEAK_AUC: Final = 0.995
+LEAK_BINS: Final = 64
+NEAR_UNIQUE: Final = 0.5
+"""A text column with more distinct values than this share of its rows names rows and describes nothing."""
+
+_SAME_LABEL: Final = {"true": "1.0", "yes": "1.0", "false": "0.0", "no": "0.0"}
+
+
+def check_columns(columns: Iterable[str], config: Config) -> None:
+    """Every column the config names is there, and the target is nothing else besides."""
+    names = list(columns)
+    wanted = {"target": (config.target,), "ids": config.ids, "protected": config.protected, "drop": config.drop}
+    if config.split.group:
+        wanted["split.group"] = (config.split.group,)
+    if config.split.time:
+        wanted["split.time"] = (config.split.time,)
+    for key, columns_of_key in wanted.items():
+        for column in columns_of_key:
+            if column not in names:
+                raise UserError(f"Config {key}: the data has no column {column!r}; {_suggestion(column, names)}")
+            if key != "target" and column == config.target:
+                raise UserError(f"Config {key}: {column!r} is the target; remove it there.")
+
+
+def _suggestion(column: str, names: list[str]) -> str:
+    folded = {name.strip().casefold(): name for name in names}
+    close = get_close_matches(column.strip().casefold(), folded, n=1)
+    if close:
+        return f"did you mean {folded[close[0]]!r}?"
+    return "its columns are " + ", ".join(map(repr, names[:10])) + (", …" if len(names) > 10 else ".")
+
+
+def label(rows: pd.DataFrame, config: Config) -> tuple[pd.Series, str, str]:
+    """The target as 0/1, with the names of the positive and the negative class as the data spells them."""
+    if len(rows) < MIN_ROWS:
+        raise UserError(f"The data has {len(rows)} rows; at least {MIN_ROWS} are needed to train and test a model.")
+    text = rows[config.target].str.strip()
+    classes = text.map({value: _same_label(value) for value in text.unique()})
+    positive = _same_label(config.positive)
+    missing = (text == "") | (classes.isin(MISSING_NUMBERS) & (classes != positive))
+    if missing.any():
+        where = show_rows(int(missing.sum()), [int(i) + 1 for i in rows.index[missing][:FIRST_ROWS]])
+        raise UserError(f"Target {config.target!r} is blank ({where}); give those rows a label or remove them.")
+    names = text.groupby(classes).agg(lambda values: values.value_counts().index[0])
+    shown = ", ".join(map(repr, names.iloc[:5])) + (", …" if len(names) > 5 else "")
+    if len(names) > 2:
+        raise UserError(
+            f"Target {config.target!r} has {len(names)} classes ({shown}); give a column with two, the event and its "
+            "absence."
+        )
+    if len(names) == 1:
+        raise UserError(f"Target {config.target!r} has one class only ({shown}); give data with both outcomes.")
+    if positive not in names.index:
+        raise UserError(
+            f"Config positive: {config.positive!r} is not a value of target {config.target!r}; set it to one of "
+            f"{shown}."
+        )
+    negative = next(name for name in names.index if name != positive)
+    return (classes == positive).astype("int64").rename(config.target), names[positive], names[negative]
+
+
+def _same_label(text: str) -> str:
+    """One spelling for labels that mean the same: "Yes", "true", "1", "1.0"."""
+    folded = text.strip().casefold()
+    if folded in _SAME_LABEL:
+        return _SAME_LABEL[folded]
+    try:
+        number = float(folded)
+    except ValueError:
+        return folded
+    return folded if np.isnan(number) else repr(number)
+
+
+def choose_features(table: Table, config: Config) -> tuple[tuple[str, ...], dict[str, str]]:
+    """The columns a model may learn from, and why each of the others is left out."""
+    features, dropped = [], {}
+    for name in map(str, table.rows.columns):
+        if name == config.target or name in config.ids:
+            continue
+        reason = _useless(table, name, config)
+        if reason:
+            dropped[name] = reason
+        else:
+            features.append(name)
+    if not features:
+        raise UserError(
+            "No column is left to learn from: " + "; ".join(f"{k!r} {v}" for k, v in dropped.items()) + "."
+        )
+    return tuple(features), dropped
+
+
+def _useless(table: Table, name: str, config: Config) -> str | None:
+    if name in config.drop:
+        return "is named in drop"
+    if name in (config.split.group, config.split.time):
+        return "decides the split"
+    values = table.rows[name]
+    if values.nunique(dropna=False) == 1:
+        return "has one value only"
+    if name in table.times:
+        return "is a date or time; derive a number from it, such as an age in days"
+    if values.dtype == np.float64:
+        return "is a row number" if bool((values.diff().iloc[1:] == 1).all()) else None
+    given = values[values != ""]
+    distinct = given.nunique()
+    if distinct > NEAR_UNIQUE * len(given):
+        return f"has {distinct} different values in {len(given)} rows"
+    return None
+
+
+def check_leakage(rows: pd.DataFrame, target: pd.Series, features: Iterable[str]) -> None:
+    """No single column gives the target away."""
+    for name in features:
+        auc = single_column_auc(rows[name], target.to_numpy())
+        if auc >= LEAK_AUC:
+            raise UserError(
+                f"Column {name!r} gives the target {target.name!r} away: alone it tells the classes apart (AUC "
+                f"{auc:.3f}), so it will hardly be known when the model is asked; name it in drop: in the config."
+            )
+
+
+def single_column_auc(values: pd.Series, target: npt.NDArray[np.int64]) -> float:
+    """How well one column alone ranks the positives first.
+
+    The score of a row is the event rate of its value (of its quantile bin, for a number) among the *other* rows, so a
+    column of many rare values scores low, not high. Missing is a value. For numbers the order itself is tried too.
+    """
+    if values.dtype == np.float64:
+        edges = np.unique(values.quantile(np.arange(1, LEAK_BINS) / LEAK_BINS).dropna())
+        bins = np.where(values.isna(), -1, np.searchsorted(edges, values.to_numpy())) + 1
+        ordered = _auc(values.fillna(values.min() - 1), target)
+    else:
+        bins = pd.factorize(values)[0]
+        ordered = 0.5
+    events, rows = np.bincount(bins, weights=target)[bins], np.bincount(bins)[bins]
+    overall = target.mean()
+    rate = np.where(rows > 1, (events - target) / np.maximum(rows - 1, 1), overall)
+    return max(_auc(pd.Series(rate), target), ordered, 1 - ordered)
+
+
+def _auc(scores: pd.Series, target: npt.NDArray[np.int64]) -> float:
+    """Area under the ROC curve from the rank sum (Mann-Whitney), ties counted half."""
+    positives = int(target.sum())
+    negatives = len(target) - positives
+    ranks = float(scores.rank().to_numpy()[target == 1].sum())
+    return (ranks - positives * (positives + 1) / 2) / (positives * negatives)
+
+
+def check_split(target: pd.Series, held_out: npt.NDArray[np.bool_], labels: tuple[str, str]) -> None:
+    """Both classes are on both sides, with enough rows to learn from. `labels`: negative, positive."""
+    for value, name in enumerate(labels):
+        learned, tested = int((target[~held_out] == value).sum()), int((target[held_out] == value).sum())
+        if learned < MIN_CLASS_ROWS:
+            raise UserError(
+                f"Class {name!r} has {learned} training rows; at least {MIN_CLASS_ROWS} are needed: give more data "
+                "or a smaller split.test."
+            )
+        if tested == 0:
+            raise UserError(f"Class {name!r} has no held-out row; give more data or a larger split.test.")
+
+
+def notes(
+    rows: pd.DataFrame, config: Config, features: tuple[str, ...], held_out: npt.NDArray[np.bool_]
+) -> list[str]:
+    """What a careful reader of the run should know about its rows."""
+    found = []
+    if config.ids:
+        ids = rows[list(config.ids)]
+        named = " and ".join(config.ids)
+        if blank := int((ids == "").all(axis=1).sum()):
+            found.append(f"{blank} rows have no {named}; they are all on one side of the split.")
+        if repeated := int(ids.duplicated().sum()):
+            found.append(
+                f"{named} repeats in {repeated} rows; rows of the same {named} are on one side of the split."
+            )
+    elif not config.split.group and not config.split.time:
+        found.append(
+            "No ids are configured: a row keeps its side of the split only while its content stays the same."
+        )
+    content = pd.util.hash_pandas_object(rows[list(features)], index=False).to_numpy()
+    if repeats := int(np.isin(content[held_out], content[~held_out]).sum()):
+        found.append(f"{repeats} of {int(held_out.sum())} held-out rows equal a training row in every feature.")
+    return found

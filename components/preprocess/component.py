@@ -1,0 +1,37 @@
+"""The pipeline step that reads, checks and splits the data."""
+
+from kfp import dsl
+
+from components.shell import IMAGE
+
+
+@dsl.component(base_image=IMAGE, install_kfp_package=False)
+def preprocess(
+    config: str,
+    data: str,
+    data_source: str,
+    data_sha256: str,
+    champion: str,
+    train_data: dsl.Output[dsl.Dataset],
+    test_data: dsl.Output[dsl.Dataset],
+    summary: dsl.Output[dsl.Artifact],
+) -> None:
+    """`config`: the config as JSON. `data`: a path or an address; `data_sha256`, unless empty, is checked.
+    `champion`: the directory of the model that serves now, or empty."""
+    from pathlib import Path
+    from tempfile import TemporaryDirectory
+
+    from components.config import Config
+    from components.preprocess import core, sources
+    from components.shell import user_errors
+
+    with user_errors(), TemporaryDirectory() as scratch:
+        result = core.preprocess(
+            Config.model_validate_json(config),
+            sources.fetch(data, data_sha256 or None, Path(scratch)),
+            source_kind=sources.SourceKind(data_source),
+            champion=Path(champion) if champion else None,
+            train=Path(train_data.path),
+            test=Path(test_data.path),
+        )
+        Path(summary.path).write_text(result.model_dump_json(indent=1) + "\n", encoding="utf-8")

@@ -1,0 +1,55 @@
+"""Which rows are held out: decided by each row alone, so it stays on its side in every later run."""
+
+from hashlib import blake2b
+from typing import Final
+
+import numpy as np
+import numpy.typing as npt
+import pandas as pd
+
+from components.config import Config
+from components.preprocess.contract import FIRST_ROWS, show_rows
+from serin.errors import UserError
+
+SEPARATOR: Final = "\x1f"
+
+
+def held_out(rows: pd.DataFrame, config: Config) -> npt.NDArray[np.bool_]:
+    """True for each row that is for testing only.
+
+    By the group column, else by the id columns, else by everything but the target; or the latest rows by time.
+    """
+    if config.split.time:
+        return _latest(rows[config.split.time], config.split.test)
+    if config.split.group:
+        keys = [config.split.group]
+    else:
+        keys = list(config.ids) or [name for name in rows.columns if name != config.target]
+    lines = zip(*(rows[key].tolist() for key in keys), strict=True)
+    return np.array([position(SEPARATOR.join(map(str, line))) < config.split.test for line in lines], dtype=np.bool_)
+
+
+def position(key: str) -> float:
+    """Where a key lies in [0, 1), uniformly over keys and the same on every machine."""
+    digest = blake2b(key.encode(), digest_size=8, person=b"serin split").digest()
+    return int.from_bytes(digest, "big") / 2**64
+
+
+def _latest(values: pd.Series, share: float) -> npt.NDArray[np.bool_]:
+    times = pd.to_numeric(values, errors="coerce").astype("float64")
+    if times.isna().any():
+        instants = pd.to_datetime(values, format="ISO8601", utc=True, errors="coerce")
+        times = instants.astype("int64").astype("float64").where(instants.notna())
+    if times.isna().any():
+        where = show_rows(int(times.isna().sum()), [int(i) + 1 for i in np.flatnonzero(times.isna())[:FIRST_ROWS]])
+        raise UserError(
+            f"Config split.time: column {values.name!r} has values that are neither numbers nor ISO 8601 times "
+            f"({where}); write them like 2026-01-31."
+        )
+    latest = (times >= times.quantile(1 - share, interpolation="higher")).to_numpy()
+    if latest.all():
+        raise UserError(
+            f"Config split.time: too many rows share one value of {values.name!r} to hold the latest {share:g} out; "
+            "name a finer one."
+        )
+    return latest
