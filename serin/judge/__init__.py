@@ -1,0 +1,35 @@
+"""Decides, from windows of counters, whether a candidate moves on, waits, or goes back.
+
+    state = start(policy)
+    state = observe(state, window)      # every window once
+    decision = decide(state, now)       # as often as you like
+
+Pure functions of values. `state.dump()` is a small JSON document, `load` its inverse.
+"""
+
+from serin.judge.decide import decide
+from serin.judge.decision import Action, Decision, Evidence
+from serin.judge.judge import observe, start
+from serin.judge.policy import EventMetric, JudgeSpec, LatencyMetric, Policy, ScoreMetric, StagePolicy, policy_for
+from serin.judge.state import State, load
+from serin.judge.window import ArmCounts, Window
+
+__all__ = [
+    "Action",
+    "ArmCounts",
+    "Decision",
+    "EventMetric",
+    "Evidence",
+    "JudgeSpec",
+    "LatencyMetric",
+    "Policy",
+    "ScoreMetric",
+    "StagePolicy",
+    "State",
+    "Window",
+    "decide",
+    "load",
+    "observe",
+    "policy_for",
+    "start",
+]

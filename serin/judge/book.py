@@ -1,0 +1,85 @@
+"""Every bet the judge holds: against "no harm" over the whole rollout, against "harm" afresh in each stage."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Self
+
+import numpy as np
+
+from serin.judge import acceptance, events, latency, scores, split
+from serin.judge.categories import EVENTS, REQUESTS, Categories
+from serin.judge.policy import LATENCY, SCORES, Policy
+from serin.judge.portfolio import Portfolio, Weighted
+from serin.judge.primitive import Floats
+
+
+@dataclass(frozen=True, slots=True)
+class Claim:
+    """Something that must be shown before a stage is passed. `category` is the event it is about."""
+
+    metric: str
+    what: str
+    category: int
+
+
+@dataclass(frozen=True, slots=True)
+class Book:
+    """`harm` has two processes per event metric (ratio, floor), then latency, scores and the split.
+
+    `metrics` names what is judged, in the order of `weights` and of `evidence`.
+    """
+
+    categories: Categories
+    metrics: tuple[str, ...]
+    weights: Floats
+    harm: Portfolio
+    claims: Portfolio | None
+    claimed: tuple[Claim, ...]
+
+    @classmethod
+    def of(cls, policy: Policy, margin: float | None, latency_below: Floats, score_below: Floats) -> Self:
+        """`margin` is the stage's; the arrays say how much of stable's counts lies below each edge of the bins."""
+        categories = Categories.of(policy)
+        claimed = tuple(_claimed(categories))
+        harm = Portfolio.of(_harm(policy, categories, latency_below, score_below))
+        claims = None if margin is None else Portfolio.of(_claims(policy, claimed, margin))
+        shares = policy.shares
+        return cls(categories, tuple(shares), np.array(list(shares.values())), harm, claims, claimed)
+
+    def evidence(self, wealth: Floats, cash: float) -> tuple[Floats, float]:
+        """The e-value of every metric and of the split."""
+        processes = self.harm.evidence(wealth) + cash
+        events = 2 * len(self.categories.events)
+        metrics = np.append(np.minimum(processes[0:events:2], processes[1:events:2]), processes[events:-1])
+        return metrics, float(processes[-1])
+
+
+def _harm(
+    policy: Policy, categories: Categories, latency_below: Floats, score_below: Floats
+) -> Iterator[Iterator[Weighted]]:
+    for k, metric in enumerate(policy.event_metrics):
+        yield events.ratio_bets(metric, EVENTS + k)
+        yield events.floor_bets(metric, EVENTS + k)
+    yield latency.bets(latency_below, categories.latency)
+    yield scores.bets(score_below, categories.score_up, categories.score_down, categories.score)
+    yield split.bets(REQUESTS)
+
+
+def _claimed(categories: Categories) -> Iterator[Claim]:
+    for k, name in enumerate(categories.events):
+        yield Claim(name, name, EVENTS + k)
+    for k, name in enumerate(latency.SLOW):
+        yield Claim(LATENCY, f"latency above {name}", categories.slow + k)
+    for k, name in enumerate(("lowest", "highest")):
+        yield Claim(SCORES, f"{name} scores", categories.extreme + k)
+
+
+def _claims(policy: Policy, claimed: tuple[Claim, ...], margin: float) -> Iterator[list[Weighted]]:
+    acceptable = {metric.name: metric.acceptable_rate for metric in policy.event_metrics}
+    for claim in claimed:
+        ratio: list[Weighted] = list(acceptance.ratio_bets(claim.category, margin))
+        if claim.metric not in acceptable:
+            yield ratio
+            continue
+        rate: list[Weighted] = list(acceptance.rate_bets(claim.category, margin * acceptable[claim.metric]))
+        yield [(weight / 2, bet) for weight, bet in (*ratio, *rate)]

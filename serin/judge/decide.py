@@ -1,0 +1,140 @@
+"""What the judge says at a given time."""
+
+import math
+from dataclasses import replace
+
+import numpy as np
+
+from serin.judge.book import Claim
+from serin.judge.categories import REQUESTS
+from serin.judge.decision import Action, Decision, Evidence
+from serin.judge.policy import ERRORS, SPLIT
+from serin.judge.primitive import Floats
+from serin.judge.state import BEFORE, State, stage_policy
+
+
+def decide(state: State, now: float) -> Decision:
+    """`now`: UTC epoch seconds. The answer depends on `state` and `now` alone.
+
+    A rollback stands once the evidence has reached 1 / alpha, whatever came after.
+    """
+    policy, book = state.policy, state.book
+    by_metric, split_e = book.evidence(state.harm, state.cash)
+    total = float(book.weights @ by_metric)
+    unjudged = [name for name in book.metrics if not _judged(state, name)]
+    open_claims = {claim: needs for claim, needs in _open_claims(state).items() if claim.metric not in unjudged}
+    decision = _act(state, now, total, by_metric, unjudged, open_claims)
+    if policy.dry_run and state.stage != BEFORE:
+        over = now - state.stage_start_s >= stage_policy(policy, state.stage).min_s
+        action = Action.ADVANCE if over else Action.WAIT
+        decision = replace(decision, action=action, reason=f"Dry run, would {decision.action}: {decision.reason}")
+    candidate, both = (state.earlier_counts + state.stage_counts)[:, REQUESTS]
+    evidence = [
+        Evidence(
+            metric=name,
+            log10_e=math.log10(e),
+            low=None,
+            high=None,
+            safe=name not in unjudged and all(claim.metric != name for claim in open_claims),
+            stable_requests=int(both - candidate),
+            candidate_requests=int(candidate),
+        )
+        for name, e in zip((*book.metrics, SPLIT), (*by_metric.tolist(), split_e), strict=True)
+    ]
+    return replace(decision, log10_e=math.log10(total), evidence=tuple(evidence))
+
+
+def _act(
+    state: State, now: float, total: float, by_metric: Floats, unjudged: list[str], open_claims: dict[Claim, float]
+) -> Decision:
+    policy = state.policy
+
+    def wait(reason: str, requests: float = 0, still_s: float = 0, alert: str | None = None) -> Decision:
+        return Decision(
+            Action.WAIT,
+            reason,
+            0.0,
+            (),
+            alert=alert,
+            needs_requests=math.ceil(requests) if 0 < requests < math.inf else None,
+            needs_s=still_s if 0 < still_s < math.inf else None,
+        )
+
+    if state.peak >= 1 / policy.alpha:
+        blamed = state.blamed or ERRORS
+        reason = f"The candidate does harm: {_counts(state, blamed)}."
+        return Decision(Action.ROLLBACK, reason, 0.0, (), blamed=blamed)
+    if state.split_peak >= 1 / policy.split_alpha:
+        alert = f"The candidate does not get its share of the traffic: {_counts(state, SPLIT)}."
+        return wait(alert, alert=alert)
+    if state.stage == BEFORE:
+        return wait("No traffic has been split yet.")
+    for name in policy.require:
+        if name in unjudged:
+            return wait(f"The policy requires {name}, which is not reported by both revisions.")
+    stage = stage_policy(policy, state.stage)
+    age_s = now - state.stage_start_s
+    if open_claims:
+        claim, requests = max(open_claims.items(), key=lambda item: item[1])
+        rate = state.stage_counts[0, REQUESTS] / age_s if age_s > 0 else 0.0
+        still_s = max(requests / rate if rate > 0 else math.inf, stage.min_s - age_s)
+        reason = f"Not yet shown for {claim.what}: less than {stage.margin:g} times stable's."
+        if math.isfinite(still_s):
+            reason = f"{reason[:-1]}; needs about {requests:,.0f} more candidate requests, {_duration(still_s)}."
+        return wait(reason, requests, still_s)
+    if total >= policy.suspicion:
+        worst = state.book.metrics[int(np.argmax(state.book.weights * by_metric))]
+        return wait(f"The candidate looks worse, which is not proved: {_counts(state, worst)}.")
+    if age_s < stage.min_s:
+        return wait(
+            f"Nothing speaks against it; the stage lasts another {_duration(stage.min_s - age_s)}.",
+            0,
+            stage.min_s - age_s,
+        )
+    shown = "No harm was found" if stage.margin is None else f"Harm of {stage.margin:g} times or more is ruled out"
+    besides = f"; not judged: {', '.join(unjudged)}" if unjudged else ""
+    return Decision(Action.ADVANCE, f"{shown}{besides}.", 0.0, ())
+
+
+def _judged(state: State, name: str) -> bool:
+    """A metric is judged if both arms report it. Whoever counts requests counts errors."""
+    return name == ERRORS or all(name in reported for reported in state.reported)
+
+
+def _open_claims(state: State) -> dict[Claim, float]:
+    """The claims not yet shown, with the candidate requests they still need if the candidate is as good as stable."""
+    portfolio = state.book.claims
+    if portfolio is None:
+        return {}
+    goal = 1 / state.policy.beta
+    needs = np.full(portfolio.processes, np.inf)
+    candidate, both = state.stage_counts
+    if 0 < candidate[REQUESTS] < both[REQUESTS]:
+        share = candidate[REQUESTS] / both[REQUESTS]
+        per_request = (both + 0.5) / (both[REQUESTS] + 1)
+        growth = portfolio.log_e(per_request, per_request / share, 1.0, share)
+        grows = (growth > 0) & (state.claims > 0)
+        missing = np.log(goal / state.claims[grows])
+        np.minimum.at(needs, portfolio.process[grows], missing / growth[grows])
+    shown = portfolio.evidence(state.claims) >= goal
+    return {claim: float(needs[k]) for k, claim in enumerate(state.book.claimed) if not shown[k]}
+
+
+def _counts(state: State, metric: str) -> str:
+    """What was counted on each arm, for people."""
+    candidate, both = state.earlier_counts + state.stage_counts
+    stable = both - candidate
+    if metric == SPLIT:
+        return f"{candidate[REQUESTS]:,.0f} of {both[REQUESTS]:,.0f} requests"
+    claims = [claim for claim in state.book.claimed if claim.metric == metric]
+    claim = max(claims, key=lambda claim: candidate[claim.category] / (stable[claim.category] + 1))
+    return (
+        f"{claim.what}, {candidate[claim.category]:,.0f} of {candidate[REQUESTS]:,.0f} requests on the candidate, "
+        f"{stable[claim.category]:,.0f} of {stable[REQUESTS]:,.0f} on stable"
+    )
+
+
+def _duration(seconds: float) -> str:
+    if seconds < 90:
+        return f"{math.ceil(seconds)} s"
+    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"

@@ -1,0 +1,123 @@
+"""The judge: a fold over windows, `start` and `observe`, and what it says, `decide`."""
+
+import math
+
+import numpy as np
+
+from serin.judge import latency, scores
+from serin.judge.book import Book
+from serin.judge.categories import LATENCY_BUCKETS, REQUESTS, SCORE_BUCKETS, Tally
+from serin.judge.policy import LATENCY, SCORES, Policy
+from serin.judge.reference import Reference
+from serin.judge.state import BEFORE, Reported, State, stage_policy
+from serin.judge.window import ArmCounts, Window
+
+
+def start(policy: Policy) -> State:
+    latencies = Reference.empty(LATENCY_BUCKETS, latency.QUANTILES)
+    score_values = Reference.empty(SCORE_BUCKETS, scores.QUANTILES)
+    book = Book.of(policy, stage_policy(policy, BEFORE).margin, latencies.below, score_values.below)
+    nothing = np.zeros((2, book.categories.count))
+    return State(
+        policy=policy,
+        book=book,
+        last_id=-1,
+        stage=BEFORE,
+        stage_start_s=0.0,
+        invested_until_s=None,
+        cash=1 - policy.start_share,
+        harm=policy.start_share * book.harm.prior,
+        claims=np.zeros(0) if book.claims is None else book.claims.prior,
+        latency=latencies,
+        score=score_values,
+        stage_counts=nothing,
+        earlier_counts=nothing,
+        reported=(frozenset(), frozenset()),
+        peak=1.0,
+        blamed=None,
+        split_peak=1.0,
+    )
+
+
+def observe(state: State, window: Window) -> State:
+    """Add one window. A window whose id is not above the last one's changes nothing.
+
+    A window of stage -1, from before the rollout, only teaches how stable's latencies and scores are distributed.
+    """
+    if window.id <= state.last_id:
+        return state
+    policy, book = state.policy, state.book
+    stable = Tally.of(window.stable, book.categories.events)
+    candidate = Tally.of(window.candidate, book.categories.events)
+    stage_start_s, invested_until_s, cash = state.stage_start_s, state.invested_until_s, state.cash
+    harm, claims, peak, blamed, split_peak = state.harm, state.claims, state.peak, state.blamed, state.split_peak
+    stage_counts, earlier_counts = state.stage_counts, state.earlier_counts
+
+    if window.stage != state.stage:
+        stage_start_s = window.start_s
+        book = Book.of(policy, stage_policy(policy, window.stage).margin, state.latency.below, state.score.below)
+        claims = np.zeros(0) if book.claims is None else book.claims.prior
+        earlier_counts, stage_counts = earlier_counts + stage_counts, np.zeros_like(stage_counts)
+
+    if window.stage != BEFORE:
+        # Invested for the time up to this window, never for what it holds: bets are placed before the game.
+        waited_s = 0.0 if invested_until_s is None else max(0.0, window.start_s - invested_until_s)
+        invested_until_s = window.start_s if invested_until_s is None else invested_until_s + waited_s
+        invested = cash * -math.expm1(-waited_s / policy.restart_s)
+        cash -= invested
+
+        ours, both = book.categories.count_arms(stable, candidate, state.latency, state.score)
+        stage_counts = stage_counts + np.stack((ours, both))
+        share = window.share
+        if share is None:
+            requests = stable.requests + candidate.requests
+            share = candidate.requests / requests if requests else 0.0
+            ours[REQUESTS] = both[REQUESTS] = 0  # the observed share says nothing about itself
+        harm = book.harm.grow(
+            harm + invested * book.harm.prior, book.harm.log_e(ours, both, candidate.requests, share)
+        )
+        if book.claims is not None:
+            claims = book.claims.grow(claims, book.claims.log_e(ours, both, candidate.requests, share))
+        by_metric, split_e = book.evidence(harm, cash)
+        total = float(book.weights @ by_metric)
+        if total > peak:
+            peak, blamed = total, book.metrics[int(np.argmax(book.weights * by_metric))]
+        split_peak = max(split_peak, split_e)
+
+    latencies = state.latency.learn(stable.latency, latency.QUANTILES)
+    score_values = state.score.learn(stable.score, scores.QUANTILES)
+    if latencies.edges is not state.latency.edges or score_values.edges is not state.score.edges:
+        book = Book.of(policy, stage_policy(policy, window.stage).margin, latencies.below, score_values.below)
+    return State(
+        policy=policy,
+        book=book,
+        last_id=window.id,
+        stage=window.stage,
+        stage_start_s=stage_start_s,
+        invested_until_s=invested_until_s,
+        cash=cash,
+        harm=harm,
+        claims=claims,
+        latency=latencies,
+        score=score_values,
+        stage_counts=stage_counts,
+        earlier_counts=earlier_counts,
+        reported=_report(state.reported, window),
+        peak=peak,
+        blamed=blamed,
+        split_peak=split_peak,
+    )
+
+
+def _report(before: Reported, window: Window) -> Reported:
+    stable, candidate = before
+    return stable | _reported(window.stable), candidate | _reported(window.candidate)
+
+
+def _reported(counts: ArmCounts) -> set[str]:
+    found = set(counts.events)
+    if counts.latency:
+        found.add(LATENCY)
+    if counts.score:
+        found.add(SCORES)
+    return found

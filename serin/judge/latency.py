@@ -1,0 +1,34 @@
+"""Latency: is the candidate, divided by the margin, stochastically slower than stable?"""
+
+import math
+from collections.abc import Iterator
+from typing import Final
+
+import numpy as np
+
+from serin.histograms import LATENCY_STEPS_PER_OCTAVE
+from serin.judge.primitive import Bet, Floats
+from serin.judge.shape import normal_scores, tilt
+
+QUANTILES: Final = np.array([0.1, 0.25, 0.5, 0.75, 0.9, 0.95, 0.975, 0.99, 0.995])
+BINS: Final = len(QUANTILES) + 1
+SLOW: Final = {"p50": 3, "p90": 5, "p99": 8}
+"""Of each exceedance, the first bin above the quantile."""
+
+_TILTS: Final = {0.2: 0.15, 0.5: 0.15, 1.2: 0.15}
+_STEPS: Final = ((2.0, 6, 0.10), (2.5, 8, 0.25), (7.0, 8, 0.20))
+"""Relative risk, the bin it starts at (above p95, above p99), weight."""
+
+
+def shift(margin: float) -> int:
+    """The margin in buckets of the latency grid."""
+    return round(math.log2(margin) * LATENCY_STEPS_PER_OCTAVE)
+
+
+def bets(below: Floats, first: int) -> Iterator[tuple[float, Bet]]:
+    """Weighted bets that latency got worse, over the bins in categories `first` onwards."""
+    scores = normal_scores(below)
+    for strength, weight in _TILTS.items():
+        yield weight, Bet({first + k: float(risk) for k, risk in enumerate(tilt(scores, strength))})
+    for risk, start, weight in _STEPS:
+        yield weight, Bet({first + k: risk for k in range(start, BINS)})

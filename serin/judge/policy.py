@@ -1,0 +1,131 @@
+"""What the judge is told before the first window, and keeps to until the end."""
+
+import hashlib
+from collections.abc import Iterator
+from typing import Annotated, Final, Self
+
+from pydantic import Field, model_validator
+
+from serin.plan import PROFILES, Document, Plan
+
+Positive = Annotated[float, Field(gt=0)]
+Level = Annotated[float, Field(gt=0, lt=0.5)]
+
+ERRORS: Final = "errors"
+REJECTED: Final = "rejected"
+LATENCY: Final = "latency"
+SCORES: Final = "scores"
+SPLIT: Final = "split"
+
+
+class EventMetric(Document):
+    """A kind of event that does harm, counted per request in `ArmCounts.events`.
+
+    Harm means: the candidate's rate is above `margin` times stable's *and* above `floor`.
+    A candidate is safe at a stage's margin once its rate is shown to be below margin × max(stable's rate,
+    `acceptable_rate`): a larger `acceptable_rate` lets a service with few events promote on fewer requests and
+    gives up the finding of regressions below it.
+    """
+
+    name: Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]*$", max_length=40)]
+    weight: Positive
+    margin: Annotated[float, Field(ge=1)] = 1.05
+    floor: Annotated[float, Field(gt=0, lt=0.01)] = 0.001
+    acceptable_rate: Annotated[float, Field(gt=0, lt=0.2)] = 0.0025
+
+
+class LatencyMetric(Document):
+    """Harm means: the candidate is more than `margin` times slower somewhere in the distribution.
+
+    The margin counts in whole buckets of `serin.histograms`, factors of 1.0508; 1.10 is two buckets.
+    """
+
+    weight: Positive = 0.33
+    margin: Annotated[float, Field(ge=1, le=4)] = 1.10
+
+
+class ScoreMetric(Document):
+    """Harm means: scores moved up or down by more than `tolerance`, or gathered in one decile of stable's.
+
+    `tolerance` counts in whole buckets of 0.01. 0 is the strict mode: the same model in a new runtime.
+    """
+
+    weight: Positive = 0.23
+    tolerance: Annotated[float, Field(ge=0, le=0.5)] = 0.02
+
+
+class JudgeSpec(Document):
+    """The part `spec.judge` of a ModelRollout. Weights are relative: they are divided by their sum."""
+
+    alpha: Level = 0.01
+    """Bound on the probability of ever rolling back a harmless candidate."""
+    beta: Level = 0.05
+    """Bound, per stage, on the probability of accepting a candidate that is worse than the stage's margin."""
+    split_alpha: Level = 0.001
+    """Bound on the probability of a false alarm about the split of traffic; a budget of its own."""
+    errors: EventMetric = EventMetric(name=ERRORS, weight=0.40)
+    rejected: EventMetric = EventMetric(name=REJECTED, weight=0.04, floor=0.002, acceptable_rate=0.01)
+    latency: LatencyMetric = LatencyMetric()
+    scores: ScoreMetric = ScoreMetric()
+    metrics: Annotated[tuple[EventMetric, ...], Field(max_length=8)] = ()
+    """Further metrics, declared by the user."""
+    require: tuple[str, ...] = ()
+    """Metrics that must be judged: without their counts the candidate never advances."""
+    suspicion: Annotated[float, Field(ge=1, le=20)] = 3.0
+    """No stage is passed while the evidence of harm is at or above this e-value."""
+    start_share: Annotated[float, Field(gt=0, lt=1)] = 0.65
+    """Share of the wealth bet from the first request on; the rest waits for harm that begins later."""
+    restart_s: Positive = 2400.0
+    """Time in which the waiting wealth falls to 1/e as it is put into fresh bets."""
+    dry_run: bool = False
+    """Only say what would be done: never roll back, advance by time alone."""
+
+    @model_validator(mode="after")
+    def _names(self) -> Self:
+        names = [metric.name for metric in self.event_metrics]
+        if names[:2] != [ERRORS, REJECTED] or len(set(names) | {LATENCY, SCORES, SPLIT}) != len(names) + 3:
+            raise ValueError(f"judge.metrics: names must be unique and not those of built-in metrics, got {names}")
+        unknown = set(self.require) - {*names, LATENCY, SCORES}
+        if unknown:
+            raise ValueError(f"judge.require: no metric is called {sorted(unknown)[0]!r}")
+        return self
+
+    @property
+    def event_metrics(self) -> tuple[EventMetric, ...]:
+        return (self.errors, self.rejected, *self.metrics)
+
+    @property
+    def shares(self) -> dict[str, float]:
+        """The weight of every metric in the combined evidence; they sum to 1."""
+        weights = {metric.name: metric.weight for metric in self.event_metrics}
+        weights |= {LATENCY: self.latency.weight, SCORES: self.scores.weight}
+        total = sum(weights.values())
+        return {name: weight / total for name, weight in weights.items()}
+
+
+class StagePolicy(Document):
+    """`margin`: the relative risk that must be rejected before the stage is passed; None: time alone passes it."""
+
+    min_s: Annotated[float, Field(ge=0)]
+    margin: Annotated[float, Field(gt=1)] | None
+
+
+def _stages(plan: Plan) -> Iterator[StagePolicy]:
+    for stage in plan.stages:
+        yield StagePolicy(min_s=stage.min_seconds, margin=stage.margin)
+    # Next to almost no stable traffic a margin would take hours to reject; the last stage has rejected it.
+    yield StagePolicy(min_s=plan.bake.seconds, margin=None)
+
+
+class Policy(JudgeSpec):
+    """Everything the judge's decisions depend on besides the windows. The last stage is the bake."""
+
+    stages: Annotated[tuple[StagePolicy, ...], Field(min_length=1)] = tuple(_stages(PROFILES["fast"]))
+
+    def hash(self) -> str:
+        """Names this policy: frozen in the rollout's status when it starts."""
+        return "sha256:" + hashlib.sha256(self.model_dump_json().encode()).hexdigest()
+
+
+def policy_for(plan: Plan, judge: JudgeSpec) -> Policy:
+    return Policy(stages=tuple(_stages(plan)), **{name: getattr(judge, name) for name in JudgeSpec.model_fields})
