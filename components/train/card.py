@@ -1,0 +1,45 @@
+"""The model card: what the model is for, what it was made of, how good it is, and what to watch."""
+
+from components.config import Config
+from components.dataset import Schema
+from components.train.record import Record
+
+
+def write(config: Config, schema: Schema, record: Record) -> str:
+    """Markdown. The figures are out-of-fold; those on held-out rows are in the evaluation."""
+    settings = ", ".join(f"{name} = {value:.4g}" for name, value in record.params.items()) or "none"
+    protected = [
+        f"- {name}" + ("" if name in {c.name for c in schema.features} else " (not an input of the model)")
+        for name in schema.protected
+    ]
+    return "\n".join(
+        [
+            f"# Model card: {config.service}, {record.learner}",
+            "",
+            "## Intended use",
+            f"Probability that `{schema.target}` is `{schema.positive}` rather than `{schema.negative}`, for records",
+            f"like those in {config.data.source}. Decide for `{schema.positive}` at {record.threshold:.4f} or above.",
+            "Not meant for records from another population; watch the drift of the inputs.",
+            "",
+            "## Data",
+            f"{record.rows} training rows, {record.event_rate:.1%} of them `{schema.positive}`; "
+            f"{len(schema.features)} inputs: {', '.join(f'`{c.name}` ({c.dtype})' for c in schema.features)}.",
+            "A missing number becomes the median of its column; a missing string is a value of its own; a value not",
+            "seen in training counts as none of the known ones.",
+            "",
+            "## Figures, out-of-fold on the training rows",
+            f"| log loss | AUC | cost per decision | calibrated | settings tried |\n|{'---|' * 5}",
+            f"| {record.log_loss:.4f} | {record.auc:.4f} | {record.cost:.4f} | "
+            f"{'sigmoid' if record.calibrated else 'not needed'} | {record.trials} |",
+            "",
+            f"Settings: {settings}.",
+            "",
+            "## Costs",
+            f"A false positive costs {config.costs.false_positive:g}, a false negative "
+            f"{config.costs.false_negative:g}; the threshold is the one with the least cost out-of-fold.",
+            "",
+            "## Protected attributes",
+            *(protected or ["None named in the config: no group was compared."]),
+            "",
+        ]
+    )

@@ -1,0 +1,234 @@
+"""The fitted model as one ONNX graph that computes what scikit-learn computes.
+
+Converters turn a classifier into operators with a label output and post-transforms that depend on the signs of
+the leaves; here every learner ends in its log-odds, computed in double wherever there is arithmetic, followed by
+the calibration and one sigmoid. Trees become a TreeEnsembleRegressor that sums leaves.
+"""
+
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Final
+
+import numpy as np
+import numpy.typing as npt
+import onnx
+import pandas as pd
+from onnx import TensorProto, helper, numpy_helper
+from scipy.special import logit
+from sklearn.base import BaseEstimator
+from sklearn.pipeline import Pipeline
+
+from components.train.calibration import Sigmoid
+from components.train.rule import Ranges, SingleColumnRule
+from serin.model import Feature
+
+OPSETS: Final = (helper.make_opsetid("", 18), helper.make_opsetid("ai.onnx.ml", 3))
+IR_VERSION: Final = 8
+PARITY: Final = 1e-5
+"""Largest allowed difference of a probability between Python and ONNX."""
+UNSEEN: Final = "\N{REPLACEMENT CHARACTER} never seen in training"
+
+
+class ParityError(Exception):
+    """The exported graph does not compute what the Python model computes: a defect of the export."""
+
+
+def check_parity(python: np.ndarray, exported: np.ndarray, rows: list[str]) -> None:
+    """Raise `ParityError` naming the row (by its entry in `rows`) that differs most, if by more than `PARITY`."""
+    difference = np.abs(python - exported)
+    worst = int(np.argmax(np.where(np.isnan(difference), np.inf, difference)))
+    if not difference[worst] <= PARITY:
+        raise ParityError(
+            f"{rows[worst]}: Python gives {python[worst]:.9f}, ONNX {exported[worst]:.9f}, a difference of "
+            f"{difference[worst]:.3g} where {PARITY:g} is allowed; rows that differ: "
+            f"{np.count_nonzero(~(difference <= PARITY))} of {len(rows)}."
+        )
+
+
+def hostile(inputs: pd.DataFrame, limit: int = 50) -> pd.DataFrame:
+    """Up to `limit` of the rows, with every number missing, every string missing, every string unseen,
+    and one row per column in which only that column is missing."""
+    some = inputs.head(limit)
+    numbers = [name for name in inputs.columns if inputs[name].dtype == np.float32]
+    strings = [name for name in inputs.columns if name not in numbers]
+    gaps = [some.assign(**dict.fromkeys(numbers, np.float32("nan")))]
+    gaps += [some.assign(**dict.fromkeys(strings, value)) for value in ("", UNSEEN)]
+    gaps += [some.head(1).assign(**{name: np.float32("nan") if name in numbers else ""}) for name in inputs.columns]
+    return pd.concat(gaps, ignore_index=True)
+
+
+class _Graph:
+    """Nodes in the making. Every method returns the name of the tensor it adds."""
+
+    def __init__(self) -> None:
+        self.nodes: list[onnx.NodeProto] = []
+        self.constants: list[onnx.TensorProto] = []
+
+    def constant(self, values: npt.ArrayLike, dtype: npt.DTypeLike) -> str:
+        name = f"c{len(self.constants)}"
+        self.constants.append(numpy_helper.from_array(np.asarray(values, dtype), name))
+        return name
+
+    def node(self, operator: str, *inputs: str, **attributes: object) -> str:
+        name = f"t{len(self.nodes)}"
+        self.nodes.append(helper.make_node(operator, inputs, [name], **attributes))
+        return name
+
+    def ml(self, operator: str, *inputs: str, **attributes: object) -> str:
+        return self.node(operator, *inputs, domain="ai.onnx.ml", **attributes)
+
+    def cast(self, tensor: str, dtype: int) -> str:
+        return self.node("Cast", tensor, to=dtype)
+
+
+def to_onnx(estimator: BaseEstimator, sigmoid: Sigmoid, features: tuple[Feature, ...]) -> bytes:
+    """The serialized graph: inputs [N, 1] named as in `features`, output "probability" float32 [N, 1]."""
+    graph = _Graph()
+    learner = estimator["learner"] if isinstance(estimator, Pipeline) else estimator
+    margin = _MARGINS[type(learner).__name__](graph, estimator)
+    scaled = graph.node("Mul", margin, graph.constant(sigmoid.slope, np.float64))
+    shifted = graph.node("Add", scaled, graph.constant(sigmoid.intercept, np.float64))
+    probability = graph.node("Sigmoid", shifted)
+    graph.nodes.append(helper.make_node("Cast", [probability], ["probability"], to=TensorProto.FLOAT))
+    types = {"number": TensorProto.FLOAT, "string": TensorProto.STRING}
+    model = helper.make_model(
+        helper.make_graph(
+            graph.nodes,
+            "model",
+            [helper.make_tensor_value_info(f.input, types[f.dtype], ["N", 1]) for f in features],
+            [helper.make_tensor_value_info("probability", TensorProto.FLOAT, ["N", 1])],
+            graph.constants,
+        ),
+        producer_name="serin",
+        opset_imports=OPSETS,
+        ir_version=IR_VERSION,
+    )
+    onnx.checker.check_model(model)
+    return bytes(model.SerializeToString(deterministic=True))
+
+
+def _rule(graph: _Graph, rule: SingleColumnRule) -> str:
+    """Look the column's code up in the margins; codes are those of `rule.Ranges` and `rule.Values`."""
+    bins = rule.bins_
+    if isinstance(bins, Ranges):
+        above = graph.node("Greater", rule.column_, graph.constant(bins.edges[None, :], np.float32))
+        counted = graph.node("Cast", above, to=TensorProto.INT64)
+        code = graph.node("ReduceSum", counted, graph.constant([1], np.int64), keepdims=1)
+        missing = graph.constant(bins.size - 1, np.int64)
+        code = graph.node("Where", graph.node("IsNaN", rule.column_), missing, code)
+    else:
+        code = graph.ml(
+            "LabelEncoder",
+            rule.column_,
+            keys_strings=list(bins.values),
+            values_int64s=list(range(len(bins.values))),
+            default_int64=len(bins.values),
+        )
+    return graph.node("Gather", graph.constant(rule.margins_, np.float64), code, axis=0)
+
+
+def _columns(graph: _Graph, pipeline: Pipeline, dtype: int) -> str:
+    """What the pipeline's columns hand to the learner, [N, width]: imputed numbers, then one-hot strings."""
+    parts = []
+    for name, step, inputs in pipeline["columns"].transformers_:
+        if name == "numbers":
+            raw = graph.node("Concat", *inputs, axis=1)
+            medians = step["impute"].statistics_.astype(np.float32).tolist()
+            part = graph.ml("Imputer", raw, imputed_value_floats=medians, replaced_value_float=float("nan"))
+            if "scale" in step.named_steps:
+                scaler = step["scale"]
+                part = graph.node("Sub", graph.cast(part, dtype), graph.constant(scaler.mean_, np.float64))
+                part = graph.node("Div", part, graph.constant(scaler.scale_, np.float64))
+            parts.append(graph.cast(part, dtype))
+        elif name == "strings":
+            for column, categories in zip(inputs, step.categories_, strict=True):
+                hot = graph.ml("OneHotEncoder", column, cats_strings=list(categories), zeros=1)
+                parts.append(graph.cast(graph.node("Flatten", hot, axis=1), dtype))
+    return graph.node("Concat", *parts, axis=1)
+
+
+def _logistic(graph: _Graph, pipeline: Pipeline) -> str:
+    learner = pipeline["learner"]
+    weighted = graph.node(
+        "MatMul", _columns(graph, pipeline, TensorProto.DOUBLE), graph.constant(learner.coef_.T, np.float64)
+    )
+    return graph.node("Add", weighted, graph.constant(learner.intercept_, np.float64))
+
+
+@dataclass(frozen=True)
+class _Tree:
+    """Arrays over the nodes of one tree, node 0 is its root; a leaf has left == -1 and its value in `value`."""
+
+    left: np.ndarray
+    right: np.ndarray
+    feature: np.ndarray
+    value: np.ndarray
+
+
+def _ensemble(graph: _Graph, pipeline: Pipeline, trees: list[_Tree], mode: str, base: float) -> str:
+    """Sum of leaves plus `base`; `mode` is the comparison with the threshold that leads to the left."""
+    sizes = [len(tree.left) for tree in trees]
+    tree_ids, node_ids = np.repeat(np.arange(len(trees)), sizes), np.concatenate([np.arange(n) for n in sizes])
+    left, right, feature, value = (
+        np.concatenate([getattr(tree, name) for tree in trees]) for name in ("left", "right", "feature", "value")
+    )
+    leaf = left == -1
+    total = graph.ml(
+        "TreeEnsembleRegressor",
+        _columns(graph, pipeline, TensorProto.FLOAT),
+        n_targets=1,
+        nodes_treeids=tree_ids.tolist(),
+        nodes_nodeids=node_ids.tolist(),
+        nodes_featureids=np.where(leaf, 0, feature).tolist(),
+        nodes_modes=np.where(leaf, "LEAF", mode).tolist(),
+        nodes_values=np.where(leaf, 0, value).tolist(),
+        nodes_truenodeids=np.where(leaf, 0, left).tolist(),
+        nodes_falsenodeids=np.where(leaf, 0, right).tolist(),
+        target_treeids=tree_ids[leaf].tolist(),
+        target_nodeids=node_ids[leaf].tolist(),
+        target_ids=np.zeros(int(leaf.sum()), int).tolist(),
+        target_weights=value[leaf].tolist(),
+    )
+    return graph.node("Add", graph.cast(total, TensorProto.DOUBLE), graph.constant(base, np.float64))
+
+
+def _hist_gradient_boosting(graph: _Graph, pipeline: Pipeline) -> str:
+    learner = pipeline["learner"]
+    trees = []
+    for (predictor,) in learner._predictors:
+        nodes = predictor.nodes
+        leaf = nodes["is_leaf"].astype(bool)
+        value = np.where(leaf, nodes["value"], _round_down(nodes["num_threshold"]))
+        left = np.where(leaf, -1, nodes["left"].astype(np.int64))
+        trees.append(_Tree(left, nodes["right"].astype(np.int64), nodes["feature_idx"], value))
+    return _ensemble(graph, pipeline, trees, "BRANCH_LEQ", float(learner._baseline_prediction.item()))
+
+
+def _round_down(thresholds: np.ndarray) -> np.ndarray:
+    """The largest float32 not above: x <= threshold has the same answer for every float32 x."""
+    nearest = thresholds.astype(np.float32)
+    return np.where(nearest > thresholds, np.nextafter(nearest, np.float32(-np.inf)), nearest)
+
+
+def _xgboost(graph: _Graph, pipeline: Pipeline) -> str:
+    document = json.loads(pipeline["learner"].get_booster().save_raw("json"))["learner"]
+    trees = [
+        _Tree(
+            np.asarray(tree["left_children"]),
+            np.asarray(tree["right_children"]),
+            np.asarray(tree["split_indices"]),
+            np.asarray(tree["split_conditions"]),
+        )
+        for tree in document["gradient_booster"]["model"]["trees"]
+    ]
+    base = float(logit(float(document["learner_model_param"]["base_score"])))
+    return _ensemble(graph, pipeline, trees, "BRANCH_LT", base)
+
+
+_MARGINS: Final[dict[str, Callable[[_Graph, Any], str]]] = {
+    "SingleColumnRule": _rule,
+    "LogisticRegression": _logistic,
+    "HistGradientBoostingClassifier": _hist_gradient_boosting,
+    "XGBClassifier": _xgboost,
+}

@@ -1,0 +1,45 @@
+"""The door of every model: columns of a dataset become the inputs f0, f1, … of a learner and of its ONNX graph."""
+
+from typing import Final
+
+import numpy as np
+import pandas as pd
+
+from components.dataset import Schema
+from serin.errors import UserError
+from serin.model import Feature
+
+CATEGORIES: Final = 40
+"""A string column is known by its most frequent values; the rest count as unseen, as do new ones when serving."""
+
+
+def of_schema(schema: Schema) -> tuple[Feature, ...]:
+    return tuple(Feature(name=c.name, input=f"f{i}", dtype=c.dtype) for i, c in enumerate(schema.features))
+
+
+def frame(rows: pd.DataFrame, features: tuple[Feature, ...]) -> pd.DataFrame:
+    """The model's inputs by input name: numbers as float32 (NaN is missing), strings as str ("" is missing).
+
+    Raises `UserError` naming a column that is not there, is not of its type, or does not fit float32.
+    """
+    columns: dict[str, np.ndarray] = {}
+    for feature in features:
+        if feature.name not in rows.columns:
+            raise UserError(f"Column {feature.name!r} is missing from the rows; the model needs it.")
+        values = rows[feature.name]
+        if pd.api.types.is_numeric_dtype(values) != (feature.dtype == "number"):
+            raise UserError(f"Column {feature.name!r} holds {values.dtype}; the model needs a {feature.dtype}.")
+        if feature.dtype == "string":
+            columns[feature.input] = values.to_numpy(dtype=object)
+            continue
+        numbers = values.to_numpy(dtype=np.float64)
+        if (np.abs(numbers) > np.finfo(np.float32).max).any():
+            raise UserError(f"Column {feature.name!r} holds numbers beyond 3.4e38; rescale or drop it.")
+        columns[feature.input] = numbers.astype(np.float32)
+    return pd.DataFrame(columns, index=rows.index)
+
+
+def top_categories(column: pd.Series) -> list[str]:
+    """The most frequent values, ordered by frequency and then by value."""
+    counts = column.value_counts()
+    return [str(value) for value in sorted(counts.index, key=lambda v: (-counts[v], v))[:CATEGORIES]]
