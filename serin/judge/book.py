@@ -11,6 +11,7 @@ from serin.judge.categories import EVENTS, REQUESTS, Categories
 from serin.judge.policy import LATENCY, SCORES, Policy
 from serin.judge.portfolio import Portfolio, Weighted
 from serin.judge.primitive import Floats
+from serin.judge.reference import Reference
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,11 +38,11 @@ class Book:
     claimed: tuple[Claim, ...]
 
     @classmethod
-    def of(cls, policy: Policy, margin: float | None, latency_below: Floats, score_below: Floats) -> Self:
-        """`margin` is the stage's; the arrays say how much of stable's counts lies below each edge of the bins."""
-        categories = Categories.of(policy)
+    def of(cls, policy: Policy, margin: float | None, latencies: Reference, score_values: Reference) -> Self:
+        """`margin` is the stage's."""
+        categories = Categories.of(policy, latencies.edges, score_values.edges)
         claimed = tuple(_claimed(categories))
-        harm = Portfolio.of(_harm(policy, categories, latency_below, score_below))
+        harm = Portfolio.of(_harm(policy, categories, latencies.below, score_values.below))
         claims = None if margin is None else Portfolio.of(_claims(policy, claimed, margin))
         shares = policy.shares
         return cls(categories, tuple(shares), np.array(list(shares.values())), harm, claims, claimed)
@@ -49,7 +50,7 @@ class Book:
     def evidence(self, wealth: Floats, cash: float) -> tuple[Floats, float]:
         """The e-value of every metric and of the split."""
         processes = self.harm.evidence(wealth) + cash
-        events = 2 * len(self.categories.events)
+        events = 2 * len(self.categories.row.events)
         metrics = np.append(np.minimum(processes[0:events:2], processes[1:events:2]), processes[events:-1])
         return metrics, float(processes[-1])
 
@@ -66,7 +67,7 @@ def _harm(
 
 
 def _claimed(categories: Categories) -> Iterator[Claim]:
-    for k, name in enumerate(categories.events):
+    for k, name in enumerate(categories.row.events):
         yield Claim(name, name, EVENTS + k)
     for k, name in enumerate(latency.SLOW):
         yield Claim(LATENCY, f"latency above {name}", categories.slow + k)

@@ -1,8 +1,11 @@
-"""The categories of things that are counted in a window, as one array of counts per arm."""
+"""What is counted: a window as one row of numbers per arm, and the categories of events bets are placed on.
 
-from collections.abc import Mapping
+A row holds the requests, per event metric its events and whether they were reported, and the histograms. A category
+is a set of places in the row; the margins move the candidate's buckets before they are put into bins.
+"""
+
 from dataclasses import dataclass
-from typing import Final, NamedTuple, Self
+from typing import Final, Self
 
 import numpy as np
 
@@ -10,47 +13,58 @@ from serin.histograms import LATENCY_EDGES_S, SCORE_EDGES
 from serin.judge import latency, scores
 from serin.judge.policy import Policy
 from serin.judge.primitive import Floats, Ints
-from serin.judge.reference import Reference, bins
 from serin.judge.window import ArmCounts
 
 LATENCY_BUCKETS: Final = len(LATENCY_EDGES_S) + 1
 SCORE_BUCKETS: Final = len(SCORE_EDGES) + 1
 REQUESTS: Final = 0
 EVENTS: Final = 1
+"""The first places in rows and categories alike: the requests, then the events."""
 
 
-class Tally(NamedTuple):
-    """One arm's counts of one window; `latency` and `score` over all buckets of their grids."""
+@dataclass(frozen=True, slots=True)
+class Row:
+    """Where things stand in a window's row of numbers."""
 
-    requests: int
-    events: Floats
-    latency: Ints
-    score: Ints
+    events: tuple[str, ...]
 
-    @classmethod
-    def of(cls, counts: ArmCounts, events: tuple[str, ...]) -> Self:
-        return cls(
-            counts.requests,
-            np.array([counts.events.get(name, 0) for name in events], dtype=np.float64),
-            _dense(counts.latency, LATENCY_BUCKETS),
-            _dense(counts.score, SCORE_BUCKETS),
-        )
+    @property
+    def reported(self) -> int:
+        return EVENTS + len(self.events)
 
+    @property
+    def latency(self) -> slice:
+        start = EVENTS + 2 * len(self.events)
+        return slice(start, start + LATENCY_BUCKETS)
 
-def _dense(sparse: Mapping[int, int], size: int) -> Ints:
-    counts = np.zeros(size, dtype=np.intp)
-    if sparse:
-        counts[list(sparse)] = list(sparse.values())
-    return counts
+    @property
+    def score(self) -> slice:
+        return slice(self.latency.stop, self.latency.stop + SCORE_BUCKETS)
+
+    def of(self, counts: ArmCounts) -> Floats:
+        row = np.zeros(self.score.stop)
+        row[REQUESTS] = counts.requests
+        for k, name in enumerate(self.events):
+            if name in counts.events:
+                row[EVENTS + k] = counts.events[name]
+                row[self.reported + k] = 1
+        for histogram, place in ((counts.latency, self.latency), (counts.score, self.score)):
+            if histogram:
+                row[np.array(list(histogram)) + place.start] = list(histogram.values())
+        return row
 
 
 @dataclass(frozen=True, slots=True)
 class Categories:
-    """Where each category stands: the requests, the events, then blocks of bins."""
+    """Where each category stands, and `stable`, `candidate`: matrices from an arm's row to its categories.
 
-    events: tuple[str, ...]
-    latency_shift: int
-    score_shift: int
+    `measured`: per event metric the windows that reported it, then the latencies and the scores counted.
+    `latency`, `score_up`, `score_down`, `score`: bins, of scores moved down by the tolerance, moved up by it (highest
+    bin first), and as they are. `slow`: latencies above stable's quantiles; `extreme`: lowest and highest scores.
+    """
+
+    row: Row
+    measured: int
     latency: int
     slow: int
     score_up: int
@@ -58,40 +72,47 @@ class Categories:
     score: int
     extreme: int
     count: int
+    stable: Floats
+    candidate: Floats
 
     @classmethod
-    def of(cls, policy: Policy) -> Self:
-        names = tuple(metric.name for metric in policy.event_metrics)
-        sizes = (len(names), latency.BINS, len(latency.SLOW), scores.BINS, scores.BINS, scores.BINS, 2)
-        starts = np.cumsum((EVENTS, *sizes)).tolist()
-        return cls(names, latency.shift(policy.latency.margin), scores.shift(policy.scores.tolerance), *starts[1:])
+    def of(cls, policy: Policy, latency_edges: Ints, score_edges: Ints) -> Self:
+        """The edges are bucket numbers; bins whose edges are not known yet stay empty."""
+        row = Row(tuple(metric.name for metric in policy.event_metrics))
+        events = len(row.events)
+        sizes = (events, events + 2, latency.BINS, len(latency.SLOW), scores.BINS, scores.BINS, scores.BINS, 2)
+        *starts, count = np.cumsum((EVENTS, *sizes)).tolist()
+        layout = cls(row, *starts[1:], count, np.zeros(0), np.zeros(0))
+        stable = layout._members(latency_edges, score_edges, 0, 0)
+        latency_shift, score_shift = latency.shift(policy.latency.margin), scores.shift(policy.scores.tolerance)
+        candidate = layout._members(latency_edges, score_edges, latency_shift, score_shift)
+        return cls(row, *starts[1:], count, stable, candidate)
 
-    def count_arms(
-        self, stable: Tally, candidate: Tally, latencies: Reference, score_values: Reference
-    ) -> tuple[Floats, Floats]:
-        """Counts per category on the candidate and on both arms."""
-        ours = self._count(candidate, latencies.edges, score_values.edges, self.latency_shift, self.score_shift)
-        theirs = self._count(stable, latencies.edges, score_values.edges, 0, 0)
-        return ours, ours + theirs
-
-    def _count(
-        self, arm: Tally, latency_edges: Ints, score_edges: Ints, latency_shift: int, score_shift: int
-    ) -> Floats:
-        counts = np.zeros(self.count)
-        counts[REQUESTS] = arm.requests
-        counts[EVENTS : self.latency] = arm.events
+    def _members(self, latency_edges: Ints, score_edges: Ints, latency_shift: int, score_shift: int) -> Floats:
+        row, events = self.row, len(self.row.events)
+        members = np.zeros((self.count, row.score.stop))
+        for k in range(EVENTS + events):
+            members[k, k] = 1
+        for k in range(events):
+            members[self.measured + k, row.reported + k] = 1
+        members[self.measured + events, row.latency] = 1
+        members[self.measured + events + 1, row.score] = 1
         if len(latency_edges):
-            binned = bins(arm.latency, latency_edges, latency_shift)
-            counts[self.latency : self.slow] = binned
-            from_above = binned[::-1].cumsum()
-            for k, first_bin in enumerate(latency.SLOW.values()):
-                counts[self.slow + k] = from_above[latency.BINS - 1 - first_bin]
+            _fill(members, self.latency, row.latency, latency_edges, latency_shift)
+            for k, first in enumerate(latency.SLOW.values()):
+                members[self.slow + k] = members[self.latency + first : self.slow].sum(axis=0)
         if len(score_edges):
-            up = bins(arm.score, score_edges, score_shift)
-            down = bins(arm.score, score_edges, -score_shift)[::-1]
-            counts[self.score_up : self.score_down] = up
-            counts[self.score_down : self.score] = down
-            counts[self.score : self.extreme] = bins(arm.score, score_edges) if score_shift else up
-            counts[self.extreme] = down[-scores.EXTREME_BINS :].sum()
-            counts[self.extreme + 1] = up[-scores.EXTREME_BINS :].sum()
-        return counts
+            _fill(members, self.score_up, row.score, score_edges, score_shift)
+            _fill(members, self.score_down, row.score, score_edges, -score_shift)
+            _fill(members, self.score, row.score, score_edges, 0)
+            down = slice(self.score_down, self.score)
+            members[down] = members[down][::-1].copy()
+            members[self.extreme] = members[self.score - scores.EXTREME_BINS : self.score].sum(axis=0)
+            members[self.extreme + 1] = members[self.score_down - scores.EXTREME_BINS : self.score_down].sum(axis=0)
+        return members
+
+
+def _fill(members: Floats, first_bin: int, place: slice, edges: Ints, shift: int) -> None:
+    """Put every bucket, moved down by `shift`, into the first bin whose upper edge it does not exceed."""
+    buckets = np.arange(place.stop - place.start)
+    members[first_bin + np.searchsorted(edges, buckets - shift), place.start + buckets] = 1

@@ -21,7 +21,7 @@ def decide(state: State, now: float) -> Decision:
     policy, book = state.policy, state.book
     by_metric, split_e = book.evidence(state.harm, state.cash)
     total = float(book.weights @ by_metric)
-    unjudged = [name for name in book.metrics if not _judged(state, name)]
+    unjudged = _unjudged(state)
     open_claims = {claim: needs for claim, needs in _open_claims(state).items() if claim.metric not in unjudged}
     decision = _act(state, now, total, by_metric, unjudged, open_claims)
     if policy.dry_run and state.stage != BEFORE:
@@ -96,9 +96,13 @@ def _act(
     return Decision(Action.ADVANCE, f"{shown}{besides}.", 0.0, ())
 
 
-def _judged(state: State, name: str) -> bool:
-    """A metric is judged if both arms report it. Whoever counts requests counts errors."""
-    return name == ERRORS or all(name in reported for reported in state.reported)
+def _unjudged(state: State) -> list[str]:
+    """Metrics that one of the arms does not report. Whoever counts requests counts errors."""
+    categories = state.book.categories
+    measured = slice(categories.measured, categories.latency)
+    candidate, both = (state.earlier_counts + state.stage_counts)[:, measured]
+    seen = (candidate > 0) & (candidate < both)
+    return [name for name, judged in zip(state.book.metrics, seen, strict=True) if not judged and name != ERRORS]
 
 
 def _open_claims(state: State) -> dict[Claim, float]:

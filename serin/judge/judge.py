@@ -6,17 +6,18 @@ import numpy as np
 
 from serin.judge import latency, scores
 from serin.judge.book import Book
-from serin.judge.categories import LATENCY_BUCKETS, REQUESTS, SCORE_BUCKETS, Tally
-from serin.judge.policy import LATENCY, SCORES, Policy
+from serin.judge.categories import LATENCY_BUCKETS, REQUESTS, SCORE_BUCKETS
+from serin.judge.policy import Policy
+from serin.judge.primitive import Floats
 from serin.judge.reference import Reference
-from serin.judge.state import BEFORE, Reported, State, stage_policy
-from serin.judge.window import ArmCounts, Window
+from serin.judge.state import BEFORE, State, stage_policy
+from serin.judge.window import Window
 
 
 def start(policy: Policy) -> State:
     latencies = Reference.empty(LATENCY_BUCKETS, latency.QUANTILES)
     score_values = Reference.empty(SCORE_BUCKETS, scores.QUANTILES)
-    book = Book.of(policy, stage_policy(policy, BEFORE).margin, latencies.below, score_values.below)
+    book = Book.of(policy, stage_policy(policy, BEFORE).margin, latencies, score_values)
     nothing = np.zeros((2, book.categories.count))
     return State(
         policy=policy,
@@ -32,7 +33,6 @@ def start(policy: Policy) -> State:
         score=score_values,
         stage_counts=nothing,
         earlier_counts=nothing,
-        reported=(frozenset(), frozenset()),
         peak=1.0,
         blamed=None,
         split_peak=1.0,
@@ -44,18 +44,22 @@ def observe(state: State, window: Window) -> State:
 
     A window of stage -1, from before the rollout, only teaches how stable's latencies and scores are distributed.
     """
+    row = state.book.categories.row
+    return add(state, window, row.of(window.stable), row.of(window.candidate))
+
+
+def add(state: State, window: Window, stable: Floats, candidate: Floats) -> State:
+    """`observe` with the counts of each arm as rows of numbers; those in the window itself are not looked at."""
     if window.id <= state.last_id:
         return state
     policy, book = state.policy, state.book
-    stable = Tally.of(window.stable, book.categories.events)
-    candidate = Tally.of(window.candidate, book.categories.events)
     stage_start_s, invested_until_s, cash = state.stage_start_s, state.invested_until_s, state.cash
     harm, claims, peak, blamed, split_peak = state.harm, state.claims, state.peak, state.blamed, state.split_peak
     stage_counts, earlier_counts = state.stage_counts, state.earlier_counts
 
     if window.stage != state.stage:
         stage_start_s = window.start_s
-        book = Book.of(policy, stage_policy(policy, window.stage).margin, state.latency.below, state.score.below)
+        book = Book.of(policy, stage_policy(policy, window.stage).margin, state.latency, state.score)
         claims = np.zeros(0) if book.claims is None else book.claims.prior
         earlier_counts, stage_counts = earlier_counts + stage_counts, np.zeros_like(stage_counts)
 
@@ -66,28 +70,26 @@ def observe(state: State, window: Window) -> State:
         invested = cash * -math.expm1(-waited_s / policy.restart_s)
         cash -= invested
 
-        ours, both = book.categories.count_arms(stable, candidate, state.latency, state.score)
+        ours = book.categories.candidate @ candidate
+        both = ours + book.categories.stable @ stable
         stage_counts = stage_counts + np.stack((ours, both))
-        share = window.share
+        requests, share = ours[REQUESTS], window.share
         if share is None:
-            requests = stable.requests + candidate.requests
-            share = candidate.requests / requests if requests else 0.0
+            share = requests / both[REQUESTS] if both[REQUESTS] else 0.0
             ours[REQUESTS] = both[REQUESTS] = 0  # the observed share says nothing about itself
-        harm = book.harm.grow(
-            harm + invested * book.harm.prior, book.harm.log_e(ours, both, candidate.requests, share)
-        )
+        harm = book.harm.grow(harm + invested * book.harm.prior, book.harm.log_e(ours, both, requests, share))
         if book.claims is not None:
-            claims = book.claims.grow(claims, book.claims.log_e(ours, both, candidate.requests, share))
+            claims = book.claims.grow(claims, book.claims.log_e(ours, both, requests, share))
         by_metric, split_e = book.evidence(harm, cash)
         total = float(book.weights @ by_metric)
         if total > peak:
             peak, blamed = total, book.metrics[int(np.argmax(book.weights * by_metric))]
         split_peak = max(split_peak, split_e)
 
-    latencies = state.latency.learn(stable.latency, latency.QUANTILES)
-    score_values = state.score.learn(stable.score, scores.QUANTILES)
+    latencies = state.latency.learn(stable[book.categories.row.latency], latency.QUANTILES)
+    score_values = state.score.learn(stable[book.categories.row.score], scores.QUANTILES)
     if latencies.edges is not state.latency.edges or score_values.edges is not state.score.edges:
-        book = Book.of(policy, stage_policy(policy, window.stage).margin, latencies.below, score_values.below)
+        book = Book.of(policy, stage_policy(policy, window.stage).margin, latencies, score_values)
     return State(
         policy=policy,
         book=book,
@@ -102,22 +104,7 @@ def observe(state: State, window: Window) -> State:
         score=score_values,
         stage_counts=stage_counts,
         earlier_counts=earlier_counts,
-        reported=_report(state.reported, window),
         peak=peak,
         blamed=blamed,
         split_peak=split_peak,
     )
-
-
-def _report(before: Reported, window: Window) -> Reported:
-    stable, candidate = before
-    return stable | _reported(window.stable), candidate | _reported(window.candidate)
-
-
-def _reported(counts: ArmCounts) -> set[str]:
-    found = set(counts.events)
-    if counts.latency:
-        found.add(LATENCY)
-    if counts.score:
-        found.add(SCORES)
-    return found

@@ -1,4 +1,4 @@
-"""Latency: is the candidate, divided by the margin, stochastically slower than stable?"""
+"""Latency: is the candidate, with margin and tolerance taken off, stochastically slower than stable?"""
 
 import math
 from collections.abc import Iterator
@@ -6,8 +6,8 @@ from typing import Final
 
 import numpy as np
 
-from serin.histograms import LATENCY_STEPS_PER_OCTAVE
-from serin.judge.primitive import Bet, Floats
+from serin.histograms import LATENCY_EDGES_S, LATENCY_STEPS_PER_OCTAVE
+from serin.judge.primitive import Bet, Floats, Ints
 from serin.judge.shape import normal_scores, tilt
 
 QUANTILES: Final = np.array([0.1, 0.25, 0.5, 0.75, 0.9, 0.95, 0.975, 0.99, 0.995])
@@ -20,9 +20,16 @@ _STEPS: Final = ((2.0, 6, 0.10), (2.5, 8, 0.25), (7.0, 8, 0.20))
 """Relative risk, the bin it starts at (above p95, above p99), weight."""
 
 
-def shift(margin: float) -> int:
-    """The margin in buckets of the latency grid."""
-    return round(math.log2(margin) * LATENCY_STEPS_PER_OCTAVE)
+def tolerated(margin: float, tolerance_ms: float) -> Ints:
+    """Per bucket of the latency grid, the bucket up to which a candidate may move values without doing harm: by the
+    margin or by the tolerance, whichever allows more. A monotone map, so "the candidate's latency, mapped back, is
+    stochastically at most stable's" is a null hypothesis of the same kind as with the margin alone.
+    """
+    edges = np.array(LATENCY_EDGES_S)
+    by_margin = np.arange(len(edges) + 1) + round(math.log2(margin) * LATENCY_STEPS_PER_OCTAVE)
+    by_time = np.searchsorted(edges, edges + tolerance_ms / 1000)
+    allowed: Ints = np.minimum(np.maximum(by_margin, np.append(by_time, len(edges))), len(edges))
+    return allowed
 
 
 def bets(below: Floats, first: int) -> Iterator[tuple[float, Bet]]:

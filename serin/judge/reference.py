@@ -23,18 +23,18 @@ class Reference:
     They are laid anew when the counts have doubled, and every 10,000 counts, older counts then weighing half.
     """
 
-    counts: Ints
+    counts: Floats
     edges: Ints
     below: Floats
-    next_total: int = _FIRST
+    next_total: float = _FIRST
 
     @classmethod
     def empty(cls, buckets: int, quantiles: Floats) -> Self:
-        return cls(np.zeros(buckets, dtype=np.intp), np.zeros(0, dtype=np.intp), quantiles)
+        return cls(np.zeros(buckets), np.zeros(0, dtype=np.intp), quantiles)
 
     def dump(self) -> dict[str, Any]:
         return {
-            "counts": {str(k): int(self.counts[k]) for k in np.flatnonzero(self.counts)},
+            "counts": {str(k): float(self.counts[k]) for k in np.flatnonzero(self.counts)},
             "buckets": len(self.counts),
             "edges": self.edges.tolist(),
             "below": self.below.tolist(),
@@ -43,28 +43,20 @@ class Reference:
 
     @classmethod
     def load(cls, document: dict[str, Any]) -> Self:
-        counts = np.zeros(document["buckets"], dtype=np.intp)
+        counts = np.zeros(document["buckets"])
         for bucket, count in document["counts"].items():
             counts[int(bucket)] = count
         edges = np.array(document["edges"], dtype=np.intp)
         return cls(counts, edges, np.array(document["below"], dtype=np.float64), document["next_total"])
 
-    def learn(self, stable: Ints, quantiles: Floats) -> Self:
+    def learn(self, stable: Floats, quantiles: Floats) -> Self:
         counts = self.counts + stable
-        total = int(counts.sum())
+        total = float(counts.sum())
         if total < self.next_total:
             return type(self)(counts, self.edges, self.below, self.next_total)
         cumulative = counts.cumsum()
         edges = np.searchsorted(cumulative, quantiles * total)
         below = cumulative[edges] / total
         if total >= _LONGEST:
-            counts = counts // 2
+            counts = counts / 2
         return type(self)(counts, edges, below, min(2 * total, _LONGEST))
-
-
-def bins(counts: Ints, edges: Ints, shift: int = 0) -> Ints:
-    """Counts per bin, len(edges) + 1 of them, with every value first moved down by `shift` buckets."""
-    at_or_below = counts.cumsum()
-    cuts = np.clip(edges + shift, -1, len(counts) - 1)
-    inner = np.where(cuts >= 0, at_or_below[cuts], 0)
-    return np.diff(inner, prepend=0, append=at_or_below[-1])

@@ -15,15 +15,13 @@ VERSION: Final = 1
 BEFORE: Final = -1
 """The stage of windows from before the rollout."""
 
-Reported = tuple[frozenset[str], frozenset[str]]
-
 
 @dataclass(frozen=True, slots=True, eq=False)
 class State:
     """`book` follows from the rest. `stage` is -1 before the first stage. `harm`, `claims`: the wealth of each bet;
     `cash`: the part of each harm process's wealth that still waits. `stage_counts`, `earlier_counts`: counts per
-    category, [candidate, both arms], of this stage and of those before. `reported`: the metrics each arm, stable
-    and candidate, has reported. `peak`, `split_peak`: the largest evidence so far; `blamed`: the metric behind it.
+    category, [candidate, both arms], of this stage and of those before. `peak`, `split_peak`: the largest
+    evidence so far; `blamed`: the metric behind it.
     """
 
     policy: Policy
@@ -39,7 +37,6 @@ class State:
     score: Reference
     stage_counts: Floats
     earlier_counts: Floats
-    reported: Reported
     peak: float
     blamed: str | None
     split_peak: float
@@ -60,7 +57,6 @@ class State:
             "score": self.score.dump(),
             "stage_counts": self.stage_counts.tolist(),
             "earlier_counts": self.earlier_counts.tolist(),
-            "reported": [sorted(names) for names in self.reported],
             "peak": self.peak,
             "blamed": self.blamed,
             "split_peak": self.split_peak,
@@ -74,11 +70,10 @@ def load(document: dict[str, Any]) -> State:
         raise UserError(f"The judge's state has version {found}, this serin reads {VERSION}; start a new rollout.")
     policy = Policy.model_validate(document["policy"])
     latencies, score_values = Reference.load(document["latency"]), Reference.load(document["score"])
-    stable, candidate = (frozenset(names) for names in document["reported"])
     margin = stage_policy(policy, document["stage"]).margin
     return State(
         policy=policy,
-        book=Book.of(policy, margin, latencies.below, score_values.below),
+        book=Book.of(policy, margin, latencies, score_values),
         last_id=document["last_id"],
         stage=document["stage"],
         stage_start_s=document["stage_start_s"],
@@ -90,7 +85,6 @@ def load(document: dict[str, Any]) -> State:
         score=score_values,
         stage_counts=np.array(document["stage_counts"], dtype=np.float64),
         earlier_counts=np.array(document["earlier_counts"], dtype=np.float64),
-        reported=(stable, candidate),
         peak=document["peak"],
         blamed=document["blamed"],
         split_peak=document["split_peak"],
