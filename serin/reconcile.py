@@ -152,7 +152,7 @@ def _judged(spec: Spec, status: Status, seen: Observation, now: datetime) -> tup
         for each in decision.evidence
     )
     update = {
-        "judge_state": judge.dump(state),
+        "judge_state": state.dump(),
         "evidence": evidence,
         "log10_e": decision.log10_e,
         "alert": decision.alert,

@@ -2,7 +2,7 @@
 
 from datetime import UTC, datetime
 from enum import StrEnum
-from typing import Annotated, Final, Literal, Self
+from typing import Annotated, Any, Final, Literal, Self
 
 from pydantic import Field, ValidationError, model_validator
 
@@ -150,7 +150,7 @@ class Status(Document):
     entered_at: datetime | None = None
     finished_at: datetime | None = None
     policy_hash: str | None = None
-    judge_state: str | None = None
+    judge_state: dict[str, Any] | None = None
     history: tuple[HistoryEntry, ...] = ()
 
 

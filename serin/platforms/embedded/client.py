@@ -7,28 +7,57 @@ import time
 import urllib.error
 import urllib.request
 from contextlib import suppress
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
 from serin import model
 from serin.errors import TryAgain
+from serin.platforms import Champion
 from serin.platforms.embedded import processes
 from serin.platforms.embedded.gateway import LOCAL
 from serin.platforms.embedded.supervisor import LOCK
+from serin.rollout import ModelRollout
 from serin.store import Store
 
+NAMESPACE: Final = "default"
 START_S: Final = 30.0
 STOP_S: Final = 15.0
 
 
-@dataclass(frozen=True, slots=True)
-class Champion:
-    """The model that serves now."""
+class Embedded:
+    """The platform that lives in `home`; `namespace` is the one commands and pipelines use."""
 
-    revision: str
-    digest: str
-    model: Path
+    def __init__(self, home: Path, namespace: str = NAMESPACE) -> None:
+        self.store = Store(home)
+        self.namespace = namespace
+
+    @property
+    def address(self) -> str | None:
+        """Of the gateway; None before the first start."""
+        port = self.store.setting("port")
+        return f"http://{LOCAL}:{port}" if port else None
+
+    def champion(self, service: str) -> Champion | None:
+        found = self.store.service(service, self.namespace)
+        record = self.store.revision(found.stable, self.namespace) if found and found.stable else None
+        if record is None:
+            return None
+        model.verify(record.model, record.digest)
+        return Champion(record.name, record.digest, record.model)
+
+    def rollouts(self) -> list[ModelRollout]:
+        return self.store.rollouts(self.namespace)
+
+    def find(self, name: str) -> ModelRollout | None:
+        return self.store.find_rollout(name, self.namespace)
+
+    def create(self, rollout: ModelRollout) -> None:
+        self.store.create_rollout(rollout)
+
+    def problem(self) -> str | None:
+        if supervisor_pid(self.store.home) is None:
+            return f"no supervisor works on {self.store.home}; start it with `serin up`"
+        return None
 
 
 def home_folder() -> Path:
@@ -103,15 +132,3 @@ def down(home: Path) -> int:
         processes.stop(process.pid, timeout_s=STOP_S)
         count += 1
     return count
-
-
-def champion(store: Store, service: str, namespace: str) -> Champion | None:
-    """The stable revision of a service with its model directory, None before the first release."""
-    found = store.service(service, namespace)
-    if found is None or found.stable is None:
-        return None
-    record = store.revision(found.stable, namespace)
-    if record is None:
-        return None
-    model.verify(record.model, record.digest)
-    return Champion(record.name, record.digest, record.model)

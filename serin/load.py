@@ -1,0 +1,148 @@
+"""An open-loop load generator: requests leave on schedule, whatever the answers do.
+
+A closed loop slows down with the server and so hides what its users would see. Every answer is counted by the
+revision that gave it and by status; requests that got none are counted too.
+"""
+
+import asyncio
+import itertools
+import json
+import time
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Final
+
+import aiohttp
+
+from serin.model import Record
+
+NO_ANSWER: Final = 0
+"""Counted as the status of a request that got no answer."""
+REVISION_HEADER: Final = "x-serin-revision"
+DIGEST_HEADER: Final = "x-serin-model-digest"
+MAX_IN_FLIGHT: Final = 2000
+
+
+@dataclass(slots=True)
+class Tally:
+    """Answers by (revision, status); the revision is "" when the answer named none."""
+
+    sent: int = 0
+    answers: Counter[tuple[str, int]] = field(default_factory=Counter)
+    started_s: float = field(default_factory=time.time)
+
+    @property
+    def failed(self) -> int:
+        return sum(count for (_, status), count in self.answers.items() if not 200 <= status < 300)
+
+    def document(self) -> dict[str, object]:
+        return {
+            "startedS": self.started_s,
+            "endedS": time.time(),
+            "sent": self.sent,
+            "answered": sum(self.answers.values()),
+            "failed": self.failed,
+            "answers": [
+                {"revision": revision, "status": status, "count": count}
+                for (revision, status), count in sorted(self.answers.items())
+            ],
+        }
+
+
+async def run(
+    address: str,
+    service: str,
+    records: Sequence[Record],
+    *,
+    rate: float,
+    stop: asyncio.Event,
+    tally: Tally,
+    timeout_s: float = 10,
+) -> None:
+    """Send `records` over and over at `rate` requests per second until `stop` is set, then wait for the answers.
+
+    Updates `tally` as answers come. A schedule that fell behind (a busy machine) is caught up, never thinned out.
+    """
+    url = f"{address}/v1/models/{service}:predict"
+    bodies = itertools.cycle([json.dumps({"instances": [record]}).encode() for record in records])
+    gate = asyncio.Semaphore(MAX_IN_FLIGHT)
+    connector = aiohttp.TCPConnector(limit=0)
+    async with (
+        aiohttp.ClientSession(connector=connector, timeout=aiohttp.ClientTimeout(total=timeout_s)) as session,
+        asyncio.TaskGroup() as group,
+    ):
+        for due in _schedule(rate):
+            wait_s = due - time.monotonic()
+            if wait_s > 0:
+                await _sleep(stop, wait_s)
+            if stop.is_set():
+                break
+            await gate.acquire()
+            tally.sent += 1
+            group.create_task(_send(session, url, next(bodies), tally, gate))
+
+
+def _schedule(rate: float) -> Iterator[float]:
+    start = time.monotonic()
+    for number in itertools.count():
+        yield start + number / rate
+
+
+async def _sleep(stop: asyncio.Event, seconds: float) -> None:
+    if seconds < 0.05:
+        await asyncio.sleep(seconds)
+        return
+    try:
+        await asyncio.wait_for(stop.wait(), seconds)
+    except TimeoutError:
+        return
+
+
+async def _send(session: aiohttp.ClientSession, url: str, body: bytes, tally: Tally, gate: asyncio.Semaphore) -> None:
+    headers = {"content-type": "application/json"}
+    try:
+        async with session.post(url, data=body, headers=headers) as response:
+            await response.read()
+            tally.answers[response.headers.get(REVISION_HEADER, ""), response.status] += 1
+    except (aiohttp.ClientError, TimeoutError):
+        tally.answers["", NO_ANSWER] += 1
+    finally:
+        gate.release()
+
+
+async def run_to_file(
+    address: str, service: str, records: Sequence[Record], *, rate: float, seconds: float | None, out: Path | None
+) -> Tally:
+    """Run until `seconds` are over or SIGTERM/SIGINT comes; keep the tally in `out`, renewed every second."""
+    import signal
+
+    stop = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, stop.set)
+    if seconds is not None:
+        loop.call_later(seconds, stop.set)
+    tally = Tally()
+
+    async def keep() -> None:
+        while not stop.is_set():
+            _save(tally, out)
+            await _sleep(stop, 1.0)
+
+    keeper = asyncio.create_task(keep())
+    try:
+        await run(address, service, records, rate=rate, stop=stop, tally=tally)
+    finally:
+        stop.set()
+        await keeper
+        _save(tally, out)
+    return tally
+
+
+def _save(tally: Tally, out: Path | None) -> None:
+    if out is not None:
+        partial = out.with_suffix(".partial")
+        partial.write_text(json.dumps(tally.document()), encoding="utf-8")
+        partial.replace(out)

@@ -1,0 +1,41 @@
+"""Ask a platform for a rollout, or find the one that was asked for already."""
+
+from collections.abc import Sequence
+
+from serin.platforms import Platform
+from serin.rollout import Metadata, ModelRollout, Phase, Spec
+
+
+def request(platform: Platform, spec: Spec, digest: str) -> ModelRollout:
+    """Create a rollout of the model `digest`, or re-attach to the one under way, or to the one that made it serve.
+
+    A model that was rolled back, failed, or replaced since may be tried again: a new rollout with a numbered name.
+    """
+    prefix = f"{spec.service}-{digest.removeprefix('sha256:')[:8]}"
+    champion = platform.champion(spec.service)
+    name, existing = attach(platform.rollouts(), prefix, serving=champion is not None and champion.digest == digest)
+    if existing is not None:
+        return existing
+    return create(platform, spec, name)
+
+
+def create(platform: Platform, spec: Spec, name: str) -> ModelRollout:
+    rollout = ModelRollout(metadata=Metadata(name=name), spec=spec)
+    platform.create(rollout)
+    return rollout
+
+
+def attach(rollouts: Sequence[ModelRollout], prefix: str, *, serving: bool) -> tuple[str, ModelRollout | None]:
+    """The name for the next rollout called `prefix`, or the latest one if it still stands.
+
+    `serving`: the model is the one that serves now. `rollouts` oldest first.
+    """
+    tried = [
+        each
+        for each in rollouts
+        if each.metadata.name == prefix
+        or (each.metadata.name.startswith(f"{prefix}-") and each.metadata.name[len(prefix) + 1 :].isdigit())
+    ]
+    if tried and (not tried[-1].status.phase.terminal or (tried[-1].status.phase is Phase.PROMOTED and serving)):
+        return tried[-1].metadata.name, tried[-1]
+    return (f"{prefix}-{len(tried) + 1}" if tried else prefix), None
