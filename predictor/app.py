@@ -27,6 +27,7 @@ logger = logging.getLogger("predictor")
 
 _REQUEST_ID: Final = re.compile(rb"[\x21-\x7e]{1,128}")
 _INFERENCE: Final = re.compile(r"/v1/models/[^/]+:predict|/v2/models/[^/]+/infer")
+_JSON_LENGTH: Final = "Inference-Header-Content-Length"
 _CLIENT_CLOSED: Final = 499
 """nginx's status for a client that went away before its answer; it is no fault of the server."""
 
@@ -62,7 +63,7 @@ class Service:
 
 def application(service: Service) -> Router:
     """Raises `ClientError`."""
-    signature = service.scores.signature
+    signature, layout, max_rows = service.scores.signature, service.scores.layout, service.limits.rows
 
     def check_model(request: Request) -> None:
         name = request.path_params["model"]
@@ -74,13 +75,18 @@ def application(service: Service) -> Router:
         return await _body(request, service.limits.body_bytes)
 
     async def predict(request: Request) -> Response:
-        batch = v1.decode(await read(request), signature.features, service.limits.rows)
+        batch = v1.decode(await read(request), layout, max_rows)
         return _json_bytes(v1.encode(signature, service.score(batch)))
 
     async def infer(request: Request) -> Response:
-        decoded = v2.decode(await read(request), signature.features, service.limits.rows)
-        scores = service.score(decoded.batch)
-        return _json_bytes(v2.encode(service.name, request.scope["serin.request_id"], decoded, signature, scores))
+        body, json_length = await read(request), request.headers.get(_JSON_LENGTH)
+        decoded = v2.decode(body, json_length, layout, signature, max_rows)
+        answer, json_length_out = v2.encode(
+            service.name, request.scope["serin.request_id"], decoded, signature, service.score(decoded.batch)
+        )
+        if json_length_out is None:
+            return _json_bytes(answer)
+        return Response(answer, media_type="application/octet-stream", headers={_JSON_LENGTH: str(json_length_out)})
 
     async def alive(request: Request) -> Response:
         return _json({"status": "alive"})
@@ -103,7 +109,7 @@ def application(service: Service) -> Router:
         return _json(v2.metadata(service.name, signature))
 
     async def server_metadata(request: Request) -> Response:
-        return _json({"name": "serin", "version": "1", "extensions": []})
+        return _json({"name": "serin", "version": "1", "extensions": v2.EXTENSIONS})
 
     async def metrics(request: Request) -> Response:
         return Response(service.telemetry.prometheus(), media_type="text/plain; version=0.0.4; charset=utf-8")

@@ -59,7 +59,7 @@ class CollapsedScores:
     """Gives a share `rate` of the rows one and the same high score."""
 
     def __init__(self, scores: Scores, rate: float) -> None:
-        self.signature = scores.signature
+        self.signature, self.layout = scores.signature, scores.layout
         self._scores, self._rate = scores, rate
 
     def score(self, batch: Batch) -> NDArray[Any]:

@@ -7,7 +7,7 @@ import numpy as np
 import onnxruntime
 from numpy.typing import NDArray
 
-from predictor.columns import Batch, from_records
+from predictor.columns import Batch, Layout, from_records
 from serin.errors import UserError
 from serin.model import MODEL_FILE, SAMPLES_FILE, Samples, Signature
 
@@ -20,6 +20,7 @@ _ONNX_TYPES: Final = {"number": "tensor(float)", "string": "tensor(string)"}
 
 class Scores(Protocol):
     signature: Signature
+    layout: Layout
 
     def score(self, batch: Batch) -> NDArray[Any]:
         """Probability of the positive class, float32 [rows]."""
@@ -30,7 +31,9 @@ class Scorer:
     def __init__(self, session: onnxruntime.InferenceSession, signature: Signature) -> None:
         self.signature = signature
         self._session = session
-        self._inputs = [(feature.input, feature.name) for feature in signature.features]
+        self.layout = Layout.of(signature.features)
+        self._numbers = [feature.input for feature in self.layout.numbers]
+        self._strings = [feature.input for feature in self.layout.strings]
 
     @classmethod
     def load(cls, root: Path, signature: Signature) -> Self:
@@ -64,7 +67,9 @@ class Scorer:
         return cls(session, signature)
 
     def score(self, batch: Batch) -> NDArray[Any]:
-        (scores,) = self._session.run(None, {tensor: batch.columns[name] for tensor, name in self._inputs})
+        numbers, strings = batch.numbers[:, :, None], batch.strings[:, :, None]
+        inputs = dict(zip(self._numbers, numbers, strict=True)) | dict(zip(self._strings, strings, strict=True))
+        (scores,) = self._session.run(None, inputs)
         result: NDArray[Any] = scores.reshape(-1)
         return result
 
@@ -74,10 +79,9 @@ def warm_up(scorer: Scorer, samples: Samples) -> None:
 
     Raises `UserError` when a score differs from the one training recorded.
     """
-    features = scorer.signature.features
     for record in samples.records[:32]:
-        scorer.score(from_records(features, [record]))
-    scores = scorer.score(from_records(features, samples.records))
+        scorer.score(from_records(scorer.layout, [record]))
+    scores = scorer.score(from_records(scorer.layout, samples.records))
     difference = float(np.abs(scores - np.asarray(samples.scores)).max(initial=0.0))
     if not difference <= PARITY:
         raise UserError(

@@ -38,8 +38,9 @@ class Telemetry(Collector):
         self._latency_sum_s += seconds
 
     def add_scores(self, scores: NDArray[Any]) -> None:
-        self.score.update(np.searchsorted(SCORE_EDGES, scores).tolist())
-        self._score_sum += float(scores.sum())
+        for score in scores.tolist():
+            self.score[bucket(SCORE_EDGES, score)] += 1
+            self._score_sum += score
 
     def compact(self) -> bytes:
         """The counts as JSON: plain (not cumulative over buckets), by bucket index, empty buckets left out."""

@@ -4,18 +4,18 @@ A record names the features: `{"tenure": 5, "Contract": "One year"}`. An instanc
 one length, and stands for that many rows: `{"tenure": [5, 12], "Contract": ["One year", null]}`.
 """
 
-from collections.abc import Sequence
 from typing import Any
 
 import orjson
 from numpy.typing import NDArray
 
-from predictor.columns import Batch, from_records, json_name
+from predictor import answers
+from predictor.columns import Batch, Layout, from_records, json_name
 from predictor.errors import InvalidInput, TooLarge
-from serin.model import Feature, Signature
+from serin.model import Signature
 
 
-def decode(body: bytes, features: Sequence[Feature], max_rows: int) -> Batch:
+def decode(body: bytes, layout: Layout, max_rows: int) -> Batch:
     """Raises `InvalidInput` or `TooLarge`."""
     try:
         document = orjson.loads(body)
@@ -33,7 +33,7 @@ def decode(body: bytes, features: Sequence[Feature], max_rows: int) -> Batch:
     records = _records(instances)
     if len(records) > max_rows:
         raise TooLarge(f"Field 'instances': expected at most {max_rows} rows, got {len(records)}.")
-    return from_records(features, records)
+    return from_records(layout, records)
 
 
 def _records(instances: list[Any]) -> list[dict[str, Any]]:
@@ -67,13 +67,7 @@ def _rows(i: int, instance: dict[str, Any]) -> list[dict[str, Any]]:
 
 
 def encode(signature: Signature, scores: NDArray[Any]) -> bytes:
-    """`{"predictions": [{"probability": 0.83, "decision": "Yes"}, …]}`"""
-    predictions = [
-        {"probability": score, "decision": decision}
-        for score, decision in zip(scores, decisions(signature, scores), strict=True)
-    ]
-    return orjson.dumps({"predictions": predictions}, option=orjson.OPT_SERIALIZE_NUMPY)
-
-
-def decisions(signature: Signature, scores: NDArray[Any]) -> list[str]:
-    return [signature.positive if score >= signature.threshold else signature.negative for score in scores.tolist()]
+    """`{"predictions": [{"probability": 0.83, "decision": "Yes"}, …]}`, with "review" if the model has a band."""
+    columns = answers.columns(signature, scores)
+    rows = [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]
+    return orjson.dumps({"predictions": rows}, option=orjson.OPT_SERIALIZE_NUMPY)

@@ -41,8 +41,9 @@ class Feature(BaseModel):
 
 
 class Signature(BaseModel):
-    """`threshold`: a probability at or above it decides for `positive`. The model's only output is a float32
-    tensor [N] or [N, 1] called "probability"."""
+    """`threshold`: a probability at or above it decides for `positive`. `review`: lowest and highest probability
+    at which the model is too unsure to decide alone; None if it always decides. The model's only output is a
+    float32 tensor [N] or [N, 1] called "probability"."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
     version: Literal[1] = 1
@@ -51,6 +52,7 @@ class Signature(BaseModel):
     positive: str
     negative: str
     threshold: float
+    review: tuple[float, float] | None = None
     features: tuple[Feature, ...]
 
 

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+import numpy as np
 import orjson
 import predictor_models as models
 import pytest
@@ -13,6 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from predictor.app import Health, Limits, Observed, Service, application
+from predictor.columns import Layout
 from predictor.scorer import Scorer
 from predictor.telemetry import Telemetry
 
@@ -21,9 +23,14 @@ INFER = "/v2/models/churn/infer"
 
 
 @pytest.fixture(scope="module")
-def scorer(tmp_path_factory: pytest.TempPathFactory) -> Scorer:
+def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     root: Path = tmp_path_factory.mktemp("model")
     models.write(root)
+    return root
+
+
+@pytest.fixture(scope="module")
+def scorer(root: Path) -> Scorer:
     return Scorer.load(root, models.SIGNATURE)
 
 
@@ -95,6 +102,7 @@ def test_records_are_scored_by_name(client: Client) -> None:
         ({"Contract": "never seen"}, {"Contract": None}),
         ({"tenure": 5.0}, {"tenure": 5}),
         ({"tenure": True}, {"tenure": 1}),
+        ({"Contract": " \u00a0"}, {"Contract": None}),
     ],
 )
 def test_missing_null_and_unseen(client: Client, record: object, same_as: object) -> None:
@@ -136,6 +144,18 @@ def test_a_bad_v1_request_is_the_clients_fault(client: Client, body: object, nam
     assert named in refusal(client, body)
 
 
+def test_scores_in_the_band_are_for_review(root: Path) -> None:
+    unsure = Scorer.load(root, models.SIGNATURE.model_copy(update={"review": (0.4, 0.7)}))
+    client = serve(unsure, Telemetry("churn", "churn-00001"))
+    answers = predict(client, {"tenure": 5}, {"tenure": 16}, {"tenure": 60})
+    assert [answer["review"] for answer in answers] == [False, True, False]
+    assert client.get("/v2/models/churn").json()["outputs"][2] == {
+        "name": "review",
+        "datatype": "BOOL",
+        "shape": [-1],
+    }
+
+
 # ---- V2
 
 
@@ -163,10 +183,10 @@ def test_only_the_outputs_asked_for(client: Client) -> None:
     [
         (b"[", "not JSON"),
         ([], "expected an object"),
-        ({}, "'inputs': expected a list of tensors"),
+        ({}, "'inputs': expected a list, got null"),
         ({"inputs": []}, "at least one tensor"),
         ({"inputs": [1]}, "'inputs', item 0: expected an object"),
-        ({"inputs": [{}]}, "'name' of a tensor: expected a string, got null"),
+        ({"inputs": [{"data": []}]}, "'name': expected a string, got null"),
         ({"inputs": [tensor("x", "FP32", [1])]}, "Unknown field 'x'"),
         ({"inputs": [tensor("tenure", "BYTES", ["5"])]}, "Tensor 'tenure': expected datatype FP32, got 'BYTES'"),
         ({"inputs": [tensor("Contract", "FP32", [5])]}, "Tensor 'Contract': expected datatype BYTES, got 'FP32'"),
@@ -175,7 +195,7 @@ def test_only_the_outputs_asked_for(client: Client) -> None:
         ({"inputs": [tensor("tenure", "FP32", [5], [True])]}, "got [true]"),
         ({"inputs": [tensor("tenure", "FP32", [5], [-1])]}, "got [-1]"),
         ({"inputs": [tensor("tenure", "FP32", ["5"])]}, "'tenure', row 0: expected number or null, got string"),
-        ({"inputs": [tensor("tenure", "FP32", [5])] * 2}, "'tenure' is there twice"),
+        ({"inputs": [tensor("tenure", "FP32", [5])] * 2}, "one tensor per feature, got 'tenure' twice"),
         (
             {"inputs": [tensor("tenure", "FP32", [5]), tensor("Contract", "BYTES", ["a", "b"])]},
             "Tensor 'Contract': expected 1 rows as in the first tensor, got 2",
@@ -186,6 +206,71 @@ def test_only_the_outputs_asked_for(client: Client) -> None:
 )
 def test_a_bad_v2_request_is_the_clients_fault(client: Client, body: object, named: str) -> None:
     assert named in refusal(client, body, INFER)
+
+
+def binary(request: dict[str, object], *tensors: bytes) -> dict[str, Any]:
+    """Content and headers of a request with binary tensors."""
+    head = orjson.dumps(request)
+    return {"content": head + b"".join(tensors), "headers": {"Inference-Header-Content-Length": str(len(head))}}
+
+
+def binary_tensor(name: str, datatype: str, rows: int, size: int) -> dict[str, object]:
+    return {"name": name, "datatype": datatype, "shape": [rows, 1], "parameters": {"binary_data_size": size}}
+
+
+def test_binary_tensors_in_and_out(client: Client) -> None:
+    tenure = np.array([5, np.nan], "<f8").tobytes()
+    contract = b"\x08\0\0\0One year" + b"\0\0\0\0"
+    request = {
+        "inputs": [binary_tensor("tenure", "FP64", 2, 16), binary_tensor("Contract", "BYTES", 2, len(contract))],
+        "outputs": [{"name": "decision"}, {"name": "probability", "parameters": {"binary_data": True}}],
+    }
+    answer = client.post(INFER, **binary(request, tenure, contract))
+    assert answer.status_code == 200, answer.text
+    length = int(answer.headers["Inference-Header-Content-Length"])
+    decision, probability = orjson.loads(answer.content[:length])["outputs"]
+    expected = predict(client, {"tenure": 5, "Contract": "One year"}, {})
+    assert decision["data"] == [row["decision"] for row in expected]
+    assert probability["parameters"] == {"binary_data_size": 8}
+    assert np.frombuffer(answer.content[length:], "<f4").tolist() == pytest.approx(
+        [row["probability"] for row in expected]
+    )
+
+
+def test_all_outputs_binary(client: Client) -> None:
+    request = {"inputs": [tensor("tenure", "FP32", [5, 40])], "parameters": {"binary_data_output": True}}
+    answer = client.post(INFER, json=request)
+    length = int(answer.headers["Inference-Header-Content-Length"])
+    assert answer.content[length + 8 :] == b"\x03\0\0\0Yes\x02\0\0\0No"
+
+
+@pytest.mark.parametrize(
+    ("tensors", "data", "named"),
+    [
+        ([binary_tensor("tenure", "FP32", 1, 8)], b"12345678", "expected 4 bytes for 1 rows of FP32, got 8"),
+        ([binary_tensor("tenure", "FP32", 1, 8)], b"1234", "'binary_data_size' within the body, got 8"),
+        ([binary_tensor("tenure", "FP32", 1, -1)], b"", "'binary_data_size' within the body, got -1"),
+        ([binary_tensor("tenure", "FP32", 1, 4)], b"12345", "got 1 more bytes"),
+        ([binary_tensor("tenure", "FP32", 1, 4)], np.array([np.inf], "<f4").tobytes(), "expected a number within"),
+        ([binary_tensor("Contract", "BYTES", 1, 5)], b"\x02\0\0\0a", "cut-off string"),
+        ([binary_tensor("Contract", "BYTES", 1, 2)], b"\x02\0", "cut-off string"),
+        ([binary_tensor("Contract", "BYTES", 1, 5)], b"\x01\0\0\0\xff", "row 0: expected UTF-8"),
+        ([binary_tensor("Contract", "BYTES", 2, 5)], b"\x01\0\0\0a", "expected 2 values as in its shape, got 1"),
+        ([binary_tensor("tenure", "FP32", 1, 4) | {"data": [1]}], b"1234", "'data' or a 'binary_data_size'"),
+        ([binary_tensor("tenure", "FP32", 1, 4) | {"parameters": {"binary_data_size": "4"}}], b"1234", "an integer"),
+        ([binary_tensor("tenure", "FP32", 1, 4) | {"parameters": []}], b"1234", "'parameters'"),
+    ],
+)
+def test_bad_binary_tensors(client: Client, tensors: list[object], data: bytes, named: str) -> None:
+    answer = client.post(INFER, **binary({"inputs": tensors}, data))
+    assert answer.status_code == 400 and named in answer.json()["error"]
+
+
+@pytest.mark.parametrize("length", ["x", "-1", "100", "9" * 5000, "²"])
+def test_a_bad_json_length(client: Client, length: str) -> None:
+    headers = {"Inference-Header-Content-Length": length.encode()}
+    answer = client.post(INFER, content=b'{"inputs":[]}', headers=headers)
+    assert answer.status_code == 400 and "Inference-Header-Content-Length" in answer.json()["error"]
 
 
 def test_metadata_comes_from_the_signature(client: Client) -> None:
@@ -245,6 +330,7 @@ def test_headers_name_revision_digest_and_request(client: Client) -> None:
 
 class Broken:
     signature = models.SIGNATURE
+    layout = Layout.of(models.SIGNATURE.features)
 
     def score(self, batch: object) -> object:
         raise RuntimeError("boom")
