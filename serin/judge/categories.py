@@ -4,7 +4,7 @@ A row holds the requests, per event metric its events and whether they were repo
 is a set of places in the row; the margins move the candidate's buckets before they are put into bins.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final, Self
 
 import numpy as np
@@ -80,15 +80,19 @@ class Categories:
         """The edges are bucket numbers; bins whose edges are not known yet stay empty."""
         row = Row(tuple(metric.name for metric in policy.event_metrics))
         events = len(row.events)
-        sizes = (events, events + 2, latency.BINS, len(latency.SLOW), scores.BINS, scores.BINS, scores.BINS, 2)
-        *starts, count = np.cumsum((EVENTS, *sizes)).tolist()
-        layout = cls(row, *starts[1:], count, np.zeros(0), np.zeros(0))
-        stable = layout._members(latency_edges, score_edges, 0, 0)
-        latency_shift, score_shift = latency.shift(policy.latency.margin), scores.shift(policy.scores.tolerance)
-        candidate = layout._members(latency_edges, score_edges, latency_shift, score_shift)
-        return cls(row, *starts[1:], count, stable, candidate)
+        sizes = (EVENTS + events, events + 2, latency.BINS, len(latency.SLOW), *(scores.BINS,) * 3, 2)
+        measured, latencies, slow, up, down, plain, extreme, count = np.cumsum(sizes).tolist()
+        nothing = np.zeros((0, 0))
+        layout = cls(row, measured, latencies, slow, up, down, plain, extreme, count, nothing, nothing)
+        tolerated = latency.tolerated(policy.latency.margin, policy.latency.tolerance_ms)
+        return replace(
+            layout,
+            stable=layout._members(latency_edges, score_edges, 0),
+            candidate=layout._members(tolerated[latency_edges], score_edges, scores.shift(policy.scores.tolerance)),
+        )
 
-    def _members(self, latency_edges: Ints, score_edges: Ints, latency_shift: int, score_shift: int) -> Floats:
+    def _members(self, latency_edges: Ints, score_edges: Ints, score_shift: int) -> Floats:
+        """1 where a place of the row belongs to a category; the edges are those of the arm in question."""
         row, events = self.row, len(self.row.events)
         members = np.zeros((self.count, row.score.stop))
         for k in range(EVENTS + events):
@@ -98,21 +102,20 @@ class Categories:
         members[self.measured + events, row.latency] = 1
         members[self.measured + events + 1, row.score] = 1
         if len(latency_edges):
-            _fill(members, self.latency, row.latency, latency_edges, latency_shift)
+            _fill(members, self.latency, row.latency, latency_edges)
             for k, first in enumerate(latency.SLOW.values()):
                 members[self.slow + k] = members[self.latency + first : self.slow].sum(axis=0)
         if len(score_edges):
-            _fill(members, self.score_up, row.score, score_edges, score_shift)
-            _fill(members, self.score_down, row.score, score_edges, -score_shift)
-            _fill(members, self.score, row.score, score_edges, 0)
-            down = slice(self.score_down, self.score)
-            members[down] = members[down][::-1].copy()
+            _fill(members, self.score_up, row.score, score_edges + score_shift)
+            _fill(members, self.score_down, row.score, score_edges - score_shift)
+            _fill(members, self.score, row.score, score_edges)
+            members[self.score_down : self.score] = members[self.score_down : self.score][::-1].copy()
             members[self.extreme] = members[self.score - scores.EXTREME_BINS : self.score].sum(axis=0)
             members[self.extreme + 1] = members[self.score_down - scores.EXTREME_BINS : self.score_down].sum(axis=0)
         return members
 
 
-def _fill(members: Floats, first_bin: int, place: slice, edges: Ints, shift: int) -> None:
-    """Put every bucket, moved down by `shift`, into the first bin whose upper edge it does not exceed."""
+def _fill(members: Floats, first_bin: int, place: slice, edges: Ints) -> None:
+    """Put every bucket into the first bin whose upper edge it does not exceed."""
     buckets = np.arange(place.stop - place.start)
-    members[first_bin + np.searchsorted(edges, buckets - shift), place.start + buckets] = 1
+    members[first_bin + np.searchsorted(edges, buckets), place.start + buckets] = 1
