@@ -116,7 +116,7 @@ def _malformed(path: Path, message: str) -> str:
     fields = re.search(r"Expected Number of Columns: (\d+) Found: (\d+)", message)
     if fields:
         return (
-            f"{where}: {fields[2]} fields where the header has {fields[1]}; the file is cut off or a comma in a "
+            f"{where}: the header has {fields[1]} fields, this line {fields[2]}; the file is cut off, or a comma in a "
             "value is not quoted."
         )
     if "unterminated quote" in message:
@@ -127,10 +127,10 @@ def _malformed(path: Path, message: str) -> str:
 def _check_names(names: tuple[str, ...], path: Path) -> None:
     seen: dict[str, str] = {}
     for name in names:
-        first = seen.setdefault(name.casefold(), name)
-        if first is not name:
+        if first := seen.get(name.casefold()):
             what = "twice" if first == name else f"as {first!r} as well"
             raise UserError(f"Data file {path}: the header has the column {name!r} {what}; rename one of them.")
+        seen[name.casefold()] = name
 
 
 @contextmanager

@@ -1,0 +1,336 @@
+import json
+import math
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from components.config import Config
+from components.dataset import read_rows, read_schema
+from components.preprocess.core import Summary, preprocess
+from components.preprocess.generator import snapshot
+from components.preprocess.sources import SourceKind, sha256_of
+from serin.errors import UserError
+
+CUSTOMERS = 600
+
+
+@pytest.fixture(scope="module")
+def customers() -> pd.DataFrame:
+    return snapshot(3, CUSTOMERS)
+
+
+def config(**changes: Any) -> Config:
+    churn = {"service": "churn", "data": {"source": "x.csv"}, "target": "Churn", "positive": "Yes"}
+    return Config.model_validate(
+        {**churn, "ids": ["customerID"], "protected": ["gender", "SeniorCitizen"], **changes}
+    )
+
+
+def run(directory: Path, rows: pd.DataFrame, settings: Config, champion: Path | None = None) -> Summary:
+    directory.mkdir(exist_ok=True)
+    data = directory / "data.csv"
+    rows.to_csv(data, index=False)
+    return preprocess(
+        settings,
+        data,
+        source_kind=SourceKind.FILE,
+        champion=champion,
+        train=directory / "train",
+        test=directory / "test",
+    )
+
+
+def as_champion(directory: Path) -> Path:
+    """The model directory as training leaves it, as far as preprocess reads it."""
+    meta = directory / "model" / "meta"
+    meta.mkdir(parents=True)
+    for name in ("contract.json", "profile.json"):
+        (meta / name).write_text((directory / "train" / name).read_text())
+    return directory / "model"
+
+
+def finite(text: str) -> Any:
+    def refuse(constant: str) -> None:
+        raise AssertionError(f"{constant} is not JSON")
+
+    return json.loads(text, parse_constant=refuse)
+
+
+def test_two_datasets_share_out_the_rows(tmp_path: Path, customers: pd.DataFrame) -> None:
+    summary = run(tmp_path, customers, config())
+    train, test = read_rows(tmp_path / "train"), read_rows(tmp_path / "test")
+    assert set(train["customerID"]) | set(test["customerID"]) == set(customers["customerID"])
+    assert set(train["customerID"]).isdisjoint(test["customerID"])
+    assert (summary.rows, summary.train_rows, summary.test_rows) == (CUSTOMERS, len(train), len(test))
+    assert abs(len(test) / CUSTOMERS - 0.2) < 0.06
+    assert summary.features == tuple(customers.columns[1:-1])
+    assert summary.dropped == {}
+    assert summary.sha256 == sha256_of(tmp_path / "data.csv")
+    assert summary.positive_rate == pytest.approx((customers["Churn"] == "Yes").mean())
+    labels = pd.concat([train, test]).set_index("customerID")["Churn"]
+    assert labels.sort_index().tolist() == (
+        (customers.set_index("customerID")["Churn"] == "Yes").astype(int).sort_index().tolist()
+    )
+    schema = read_schema(tmp_path / "train")
+    assert schema == read_schema(tmp_path / "test")
+    assert (schema.positive, schema.negative, schema.ids) == ("Yes", "No", ("customerID",))
+    dtypes = {column.name: column.dtype for column in schema.features}
+    assert dtypes["TotalCharges"] == dtypes["SeniorCitizen"] == "number"
+    assert dtypes["Contract"] == "string"
+    assert test["TotalCharges"].dtype == np.float64
+    for name in ("contract.json", "profile.json"):
+        content = (tmp_path / "train" / name).read_text()
+        assert content == (tmp_path / "test" / name).read_text()
+        finite(content)
+
+
+def test_a_row_keeps_its_side_whatever_else_changes(tmp_path: Path) -> None:
+    for number, month in enumerate((0, 3)):
+        rows = snapshot(3, CUSTOMERS, month=month).sample(frac=1, random_state=number)
+        run(tmp_path / str(number), rows, config())
+    first, later = (set(read_rows(tmp_path / run_ / "test")["customerID"]) for run_ in "01")
+    learned = set(read_rows(tmp_path / "0" / "train")["customerID"])
+    assert later & first
+    assert not later & learned
+
+
+def test_nothing_learned_comes_from_held_out_rows(tmp_path: Path, customers: pd.DataFrame) -> None:
+    run(tmp_path, customers, config())
+    held_out = customers["customerID"].isin(read_rows(tmp_path / "test")["customerID"])
+    changed = customers.copy()
+    changed.loc[held_out, "MonthlyCharges"] *= 1.5
+    run(tmp_path / "changed", changed, config())
+    profiles = [(place / "train" / "profile.json").read_text() for place in (tmp_path, tmp_path / "changed")]
+    assert profiles[0] == profiles[1]
+
+
+@pytest.mark.parametrize(
+    ("no", "yes", "positive"),
+    [
+        ("No", "Yes", "yes "),
+        ("0", "1", 1),
+        ("0.0", "1.0", "1"),
+        ("False", "True", True),
+        ("stays", "leaves", "leaves"),
+        ("bleibt", "kündigt", "kündigt"),
+        ("2", "1", 2),
+    ],
+)
+def test_targets_of_any_spelling(
+    tmp_path: Path, customers: pd.DataFrame, no: str, yes: str, positive: object
+) -> None:
+    rows = customers.assign(Churn=np.where(customers["Churn"] == "Yes", yes, no))
+    summary = run(tmp_path, rows, config(positive=positive))
+    expected = no if positive == 2 else yes
+    assert (summary.positive, summary.negative) == (expected, no if expected == yes else yes)
+    assert summary.positive_rate == pytest.approx((rows["Churn"] == expected).mean())
+
+
+def test_columns_that_describe_nothing_are_left_out_and_kept_in_the_rows(
+    tmp_path: Path, customers: pd.DataFrame
+) -> None:
+    count = len(customers)
+    rows = customers.assign(
+        same="x",
+        empty="",
+        comment=[f"call {i}" for i in range(count)],
+        since=[f"2024-01-{i % 28 + 1:02d}" for i in range(count)],
+        sparse=["" if i % 3 else "seen" for i in range(count)],
+    )
+    rows.insert(0, "", range(count))
+    summary = run(tmp_path, rows, config(drop=["tenure", "gender"]))
+    assert summary.dropped == {
+        "unnamed 1": "is a row number",
+        "gender": "is named in drop",
+        "tenure": "is named in drop",
+        "same": "has one value only",
+        "empty": "has one value only",
+        "comment": f"has {count} different values in {count} rows",
+        "since": "is a date or time; derive a number from it, such as an age in days",
+    }
+    assert "sparse" in summary.features
+    assert {"gender", "tenure", "comment"} <= set(read_rows(tmp_path / "test").columns)
+    assert read_schema(tmp_path / "test").protected == ("gender", "SeniorCitizen")
+
+
+def nan_target(rows: pd.DataFrame) -> pd.DataFrame:
+    churn = rows["Churn"].copy()
+    churn[[4, 9]] = ["", "NaN"]
+    return rows.assign(Churn=churn)
+
+
+@pytest.mark.parametrize(
+    ("spoil", "changes", "message"),
+    [
+        (
+            lambda rows: rows,
+            {"target": "churned"},
+            "Config target: the data has no column 'churned'; did you mean 'Churn'",
+        ),
+        (lambda rows: rows, {"target": "q"}, "its columns are 'customerID', 'gender'"),
+        (lambda rows: rows, {"ids": ["customer_id"]}, "Config ids: .* did you mean 'customerID'"),
+        (lambda rows: rows, {"protected": ["Gender"]}, "Config protected: .* did you mean 'gender'"),
+        (lambda rows: rows, {"drop": ["tenur"]}, "Config drop: .* did you mean 'tenure'"),
+        (lambda rows: rows, {"split": {"group": "house"}}, "Config split.group: the data has no column 'house'"),
+        (lambda rows: rows, {"drop": ["Churn"]}, "Config drop: 'Churn' is the target"),
+        (
+            lambda rows: rows,
+            {"positive": "Maybe"},
+            "'Maybe' is not a value of target 'Churn'; set it to one of 'No', 'Yes'",
+        ),
+        (lambda rows: rows.head(0), {}, "has 0 rows; at least 100"),
+        (lambda rows: rows.head(10), {}, "has 10 rows; at least 100"),
+        (lambda rows: rows[rows["Churn"] == "No"], {}, r"one class only \('No'\)"),
+        (lambda rows: rows.assign(Churn=rows["Contract"]), {}, "has 3 classes"),
+        (nan_target, {}, r"'Churn' is blank \(2 rows: 5, 10\)"),
+        (
+            lambda rows: rows.assign(reason=np.where(rows["Churn"] == "Yes", "price", "")),
+            {},
+            "'reason' gives the target",
+        ),
+        (lambda rows: rows.assign(score=rows["Churn"].map({"Yes": 0.9, "No": 0.2})), {}, "'score' gives the target"),
+        (lambda rows: rows.assign(level=[math.inf, *range(len(rows) - 1)]), {}, "'level' is infinite in 1 rows"),
+        (lambda rows: rows[["customerID", "Churn"]], {"protected": []}, "No column is left to learn from"),
+        (
+            lambda rows: rows.iloc[
+                [*np.flatnonzero(rows["Churn"] == "No")[:95], *np.flatnonzero(rows["Churn"] == "Yes")[:6]]
+            ],
+            {},
+            "Class 'Yes' has . training rows; at least 10",
+        ),
+        (
+            lambda rows: rows.assign(when="2024-01-01"),
+            {"split": {"time": "when"}},
+            "too many rows share one value of 'when'",
+        ),
+        (
+            lambda rows: rows,
+            {"split": {"time": "Contract"}},
+            "neither numbers nor ISO 8601 times .600 rows: 1, 2, 3, …",
+        ),
+    ],
+)
+def test_bad_input_ends_in_one_sentence_and_leaves_nothing(
+    tmp_path: Path,
+    customers: pd.DataFrame,
+    spoil: Callable[[pd.DataFrame], pd.DataFrame],
+    changes: dict[str, Any],
+    message: str,
+) -> None:
+    with pytest.raises(UserError, match=message) as caught:
+        run(tmp_path, spoil(customers), config(**changes))
+    assert "\n" not in str(caught.value)
+    assert [path.name for path in tmp_path.iterdir()] == ["data.csv"]
+
+
+def test_strong_but_honest_columns_pass(tmp_path: Path, customers: pd.DataFrame) -> None:
+    rng = np.random.default_rng(0)
+    churn = (customers["Churn"] == "Yes").astype(float)
+    many = [f"shop {i}" for i in rng.integers(0, 250, len(customers))]
+    summary = run(tmp_path, customers.assign(usage=churn + rng.normal(0, 0.5, len(churn)), shop=many), config())
+    assert {"usage", "shop"} <= set(summary.features)
+
+
+def test_groups_stay_together(tmp_path: Path, customers: pd.DataFrame) -> None:
+    rows = customers.assign(household=[f"h{i // 3}" for i in range(len(customers))])
+    summary = run(tmp_path, rows, config(split={"group": "household"}))
+    sides = [set(read_rows(tmp_path / side)["household"]) for side in ("train", "test")]
+    assert sides[0].isdisjoint(sides[1])
+    assert summary.dropped == {"household": "decides the split"}
+
+
+@pytest.mark.parametrize("spelling", ["2024-{month:02d}-01", "2024-{month:02d}-01T10:00:00Z", "{month}"])
+def test_the_latest_rows_are_held_out(tmp_path: Path, customers: pd.DataFrame, spelling: str) -> None:
+    months = [spelling.format(month=i % 12 + 1) for i in range(len(customers))]
+    summary = run(tmp_path, customers.assign(month=months), config(split={"time": "month", "test": 0.25}))
+    assert set(read_rows(tmp_path / "test")["month"]) == {spelling.format(month=month) for month in (10, 11, 12)}
+    assert summary.test_rows == len(customers) // 4
+
+
+def test_without_ids_equal_rows_share_a_side(tmp_path: Path, customers: pd.DataFrame) -> None:
+    rows = pd.concat([customers, customers]).drop(columns="customerID")
+    summary = run(tmp_path, rows, config(ids=[]))
+    assert not any("equal a training row" in note for note in summary.notes)
+    assert any("No ids are configured" in note for note in summary.notes)
+
+
+def test_repeated_rows_and_ids_are_noted(tmp_path: Path, customers: pd.DataFrame) -> None:
+    copies = customers.assign(customerID=[f"copy {i}" for i in range(len(customers))])
+    copies.loc[0, "customerID"] = copies.loc[1, "customerID"] = "same"
+    copies.loc[2, "customerID"] = ""
+    notes = " ".join(run(tmp_path, pd.concat([customers, copies]), config()).notes)
+    assert "customerID repeats in 1 rows" in notes
+    assert "1 rows have no customerID" in notes
+    assert "held-out rows equal a training row in every feature" in notes
+
+
+def test_unchanged_data_keeps_the_champions_contract(tmp_path: Path, customers: pd.DataFrame) -> None:
+    run(tmp_path, customers, config())
+    summary = run(tmp_path / "again", customers, config(), champion=as_champion(tmp_path))
+    assert max(each.psi for each in summary.drift) < 0.05
+    assert {each.column for each in summary.drift} == {*summary.features, "Churn"}
+    assert not any("contract" in note for note in summary.notes)
+
+
+def test_broken_contract_names_column_rule_and_rows(tmp_path: Path, customers: pd.DataFrame) -> None:
+    run(tmp_path, customers, config())
+    champion = as_champion(tmp_path)
+    tenure = customers["tenure"].astype(object)
+    tenure[[1, 5]] = ["new", "old"]
+    cents = customers["MonthlyCharges"] * 100
+    broken = customers.drop(columns="Partner").assign(tenure=tenure, MonthlyCharges=cents)
+    broken.loc[7, "Dependents"] = ""
+    with pytest.raises(UserError) as caught:
+        run(tmp_path / "broken", broken, config(), champion=champion)
+    for part in (
+        "column 'Partner' is missing",
+        "column 'tenure' is not a number (2 rows: 2, 6)",
+        "column 'MonthlyCharges' is outside 0 to",
+        f"({CUSTOMERS} rows: 1, 2, 3, …)",
+        "column 'Dependents' is blank, which it never was (1 row: 8)",
+    ):
+        assert part in str(caught.value)
+    accepted = config(data={"source": "x.csv", "contract": "accept"})
+    summary = run(tmp_path / "accepted", broken, accepted, champion=champion)
+    assert any("column 'Partner' is missing" in note for note in summary.notes)
+
+
+def test_new_categories_are_a_note_unless_nothing_known_is_left(tmp_path: Path, customers: pd.DataFrame) -> None:
+    run(tmp_path, customers, config())
+    champion = as_champion(tmp_path)
+    some = customers.copy()
+    some.loc[3, "Contract"] = "Lifetime"
+    summary = run(tmp_path / "some", some, config(), champion=champion)
+    assert "Column 'Contract' has values the champion has not seen: 'Lifetime'." in summary.notes
+    codes = customers.assign(Contract=customers["Contract"].str.len())
+    with pytest.raises(UserError, match="'Contract' holds none of its known values but '14', '8'"):
+        run(tmp_path / "codes", codes, config(), champion=champion)
+
+
+def test_text_that_now_looks_like_numbers_stays_text(tmp_path: Path, customers: pd.DataFrame) -> None:
+    levels = customers["tenure"].clip(upper=3).astype(int).astype(str).replace("3", "3+")
+    run(tmp_path, customers.assign(level=levels), config())
+    later = customers.assign(level=levels.replace("3+", "2"))
+    summary = run(tmp_path / "later", later, config(), champion=as_champion(tmp_path))
+    assert "level" in summary.features
+    schema = read_schema(tmp_path / "later" / "train")
+    assert {column.name: column.dtype for column in schema.features}["level"] == "string"
+
+
+def test_a_champion_from_elsewhere_is_noted(tmp_path: Path, customers: pd.DataFrame) -> None:
+    summary = run(tmp_path, customers, config(), champion=tmp_path / "elsewhere")
+    assert "The champion has no data contract, so none was checked." in summary.notes
+    assert summary.drift == ()
+
+
+def test_drift_is_seen(tmp_path: Path) -> None:
+    run(tmp_path, snapshot(3, 2000), config())
+    dearer = snapshot(3, 2000).assign(MonthlyCharges=lambda rows: rows["MonthlyCharges"] * 1.3)
+    summary = run(tmp_path / "later", dearer, config(), champion=as_champion(tmp_path))
+    assert summary.drift[0].column == "MonthlyCharges"
+    assert summary.drift[0].psi > 0.25
+    assert summary.drift[1].psi < 0.1

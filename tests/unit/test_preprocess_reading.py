@@ -1,0 +1,148 @@
+from pathlib import Path
+
+import duckdb
+import numpy as np
+import pandas as pd
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from components.preprocess.reading import read
+from serin.errors import UserError
+
+
+def write(directory: Path, content: str | bytes, name: str = "data.csv") -> Path:
+    path = directory / name
+    path.write_bytes(content if isinstance(content, bytes) else content.encode())
+    return path
+
+
+def write_parquet(rows: pd.DataFrame, path: Path) -> Path:
+    with duckdb.connect() as connection:
+        connection.register("rows_to_write", rows)
+        connection.table("rows_to_write").write_parquet(str(path))
+    return path
+
+
+@pytest.mark.parametrize(
+    ("values", "expected"),
+    [
+        (["1", " ", "2.5"], [1.0, np.nan, 2.5]),
+        (["1", "", "-3e2"], [1.0, np.nan, -300.0]),
+        (["NA", "7", "NaN"], [np.nan, 7.0, np.nan]),
+        (["true", "FALSE", ""], [1.0, 0.0, np.nan]),
+        (["a", "1", " "], ["a", "1", ""]),
+        (["a", "NA", "2"], ["a", "NA", "2"]),
+        ([" a ", "ä€", "1_000"], [" a ", "ä€", "1_000"]),
+        (["", " ", ""], [np.nan, np.nan, np.nan]),
+    ],
+)
+def test_types_follow_from_all_values(tmp_path: Path, values: list[str], expected: list[object]) -> None:
+    path = write(tmp_path, "key,größe €\n" + "".join(f"k{i},{value}\n" for i, value in enumerate(values)))
+    column = read(path).rows["größe €"]
+    assert column.dtype == (np.float64 if isinstance(expected[0], float) else object)
+    pd.testing.assert_series_equal(column, pd.Series(expected, name="größe €"))
+
+
+def test_named_columns_stay_text(tmp_path: Path) -> None:
+    table = read(write(tmp_path, "id,x\n007,1\n8,2\n"), text={"id"})
+    assert table.rows["id"].tolist() == ["007", "8"]
+
+
+def test_times_are_found(tmp_path: Path) -> None:
+    table = read(write(tmp_path, "a,b,c,d\n2024-01-31,31/12/2023,x,2024\n,1/2/2024,2024-01-01,2025\n"))
+    assert table.times == {"a", "b"}
+
+
+@pytest.mark.parametrize(
+    ("content", "note"),
+    [
+        ("name,x\nMüller,1\n".encode(), ()),
+        ("\ufeffname,x\nMüller,1\n".encode(), ()),
+        ("name,x\r\nMüller,1\r\n".encode(), ()),
+        ('"name","x"\n"Müller","1"'.encode(), ()),
+        ("name,x\nMüller,1\n".encode("latin-1"), ("The file is not UTF-8 and was read as Latin-1.",)),
+    ],
+)
+def test_encodings_and_line_ends(tmp_path: Path, content: bytes, note: tuple[str, ...]) -> None:
+    table = read(write(tmp_path, content, "with space [1]*.csv"))
+    assert table.rows.to_dict("list") == {"name": ["Müller"], "x": [1.0]}
+    assert table.notes == note
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("", "is empty"),
+        (" \n\n", "is empty"),
+        ("a,b\n1,2\n3", "line 3: the header has 2 fields, this line 1"),
+        ("a,b\n1,2\n3,4,5\n", "line 3: the header has 2 fields, this line 3"),
+        ('a,b\n1,2\n3,"x', "line 3: a quoted value has no end"),
+        ("a;b\n1;2\n", r"delimited by semicolon \(';'\)"),
+        ("a\tb\n1\t2\n", "delimited by tab"),
+        ("a|b\n1|2\n", "delimited by bar"),
+        ("a\n1\n", r"one column only \('a'\)"),
+        ("a,b,a\n1,2,3\n", "column 'a' twice"),
+        ("a,b,A\n1,2,3\n", "column 'A' as 'a' as well"),
+        (b"a,b\n1,\0\n", "is not text"),
+        ("a,b\n1,2\n".encode("utf-16"), "is not text"),
+    ],
+)
+def test_bad_csv_ends_in_one_sentence(tmp_path: Path, content: str | bytes, message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        read(write(tmp_path, content))
+
+
+def test_missing_file_and_directory(tmp_path: Path) -> None:
+    for path in (tmp_path / "nothing.csv", tmp_path):
+        with pytest.raises(UserError, match="cannot be read"):
+            read(path)
+
+
+def test_parquet_cut_off_or_something_else(tmp_path: Path) -> None:
+    whole = write_parquet(pd.DataFrame({"a": [1.0, 2.0], "b": ["x", "y"]}), tmp_path / "whole.parquet")
+    for content in (whole.read_bytes()[:-20], b"a,b\n1,2\n"):
+        with pytest.raises(UserError, match="not a whole Parquet file"):
+            read(write(tmp_path, content, "cut.parquet"))
+
+
+def test_parquet_types(tmp_path: Path) -> None:
+    path = tmp_path / "year=2024" / "typed.parquet"
+    path.parent.mkdir()
+    rows = pd.DataFrame(
+        {
+            "flag": pd.array([True, None, False], dtype="boolean"),
+            "whole": [1, 2, 3],
+            "day": pd.to_datetime(["2024-01-01", "2024-01-02", None]),
+            'quo"ted': ["x", None, " "],
+        }
+    )
+    table = read(write_parquet(rows, path))
+    expected = {"flag": [1.0, np.nan, 0.0], "whole": [1.0, 2.0, 3.0], 'quo"ted': ["x", "", ""]}
+    pd.testing.assert_frame_equal(table.rows[list(expected)], pd.DataFrame(expected))
+    assert table.times == {"day"}
+    assert list(table.rows.columns) == list(rows.columns)
+
+
+@settings(max_examples=25, deadline=None)
+@given(
+    st.lists(
+        st.tuples(
+            st.none() | st.floats(allow_nan=False, allow_infinity=False),
+            st.none() | st.text(st.characters(codec="utf-8", exclude_characters="\r\0"), min_size=1),
+        ),
+        min_size=1,
+        max_size=20,
+    )
+)
+def test_csv_and_parquet_say_the_same(
+    tmp_path_factory: pytest.TempPathFactory, rows: list[tuple[float | None, str | None]]
+) -> None:
+    directory = tmp_path_factory.mktemp("same")
+    frame = pd.DataFrame(rows, columns=["number", "text"]).astype({"number": "float64", "text": object})
+    frame["kind"] = "x"  # a row is never all blank: a blank line is no row
+    frame.to_csv(directory / "data.csv", index=False, lineterminator="\n")
+    write_parquet(frame, directory / "data.parquet")
+    from_csv = read(directory / "data.csv", text={"text"}).rows
+    pd.testing.assert_frame_equal(from_csv, read(directory / "data.parquet", text={"text"}).rows)
+    pd.testing.assert_series_equal(from_csv["number"], frame["number"])
