@@ -1,0 +1,220 @@
+"""The live view and its plain lines, over whole simulated rollouts."""
+
+import io
+from datetime import timedelta
+
+import pytest
+import rollouts
+from hypothesis import given
+from hypothesis import strategies as st
+from rich.console import Console, RenderableType
+from rollouts import Behaviour, Frame
+
+from serin import timeline, words
+from serin.histograms import LATENCY_EDGES_S, bucket
+from serin.judge.policy import JudgeSpec
+from serin.rollout import Check, MetricEvidence, Phase, Ratio, Requests, Status
+from serin.telemetry.windows import to_document
+from serin.timeline import Arm
+from serin.view import follow, plain, table, view
+
+BAD_CHECK = Check(
+    name="answers", passed=False, detail="21 of 21 requests \x1b[31mwithout\x1b[0m a valid [bold]answer"
+)
+STORIES = {
+    "promoted": {"candidate": Behaviour(errors=0.002)},
+    "rolled back": {"candidate": Behaviour(errors=0.8)},
+    "refused": {"checks": (BAD_CHECK,)},
+    "first model": {"stable": None},
+    "no traffic": {"rate": 0, "limit_s": 20},
+}
+
+
+@pytest.fixture(scope="module")
+def stories() -> dict[str, list[Frame]]:
+    return {name: list(rollouts.run(rollouts.rollout(), **told)) for name, told in STORIES.items()}
+
+
+def shown(renderable: RenderableType, width: int = 110) -> str:
+    console = Console(file=io.StringIO(), width=width, color_system=None)
+    console.print(renderable)
+    return console.file.getvalue()
+
+
+def screen(frame: Frame, width: int = 110) -> str:
+    return shown(view(frame.rollout, frame.windows, frame.now), width)
+
+
+def test_every_frame_of_every_story_fits_on_a_screen(stories):
+    seen = set()
+    for frames in stories.values():
+        for frame in frames[:: max(1, len(frames) // 25)] + frames[-3:]:
+            text = screen(frame)
+            seen.add(frame.rollout.status.phase)
+            assert frame.rollout.metadata.name in text and frame.rollout.status.phase in text
+            assert len(text.splitlines()) <= 30
+            assert "\x1b" not in text
+    assert seen >= {Phase.DARK, Phase.CHECKING, Phase.PROGRESSING, Phase.BAKING, Phase.PROMOTED, Phase.ROLLED_BACK}
+
+
+@pytest.mark.parametrize("phase", Phase)
+def test_every_phase_is_shown_with_an_empty_status(phase):
+    wanted = rollouts.rollout().model_copy(update={"status": Status(phase=phase, reason="because [red]")})
+    assert "Because [red]." in screen(Frame(wanted, [], rollouts.START))
+
+
+def test_the_figures_are_those_of_the_status_and_of_the_last_30_seconds(stories):
+    frames = stories["promoted"]
+    frame = next(each for each in frames if each.rollout.status.stage == 1 and len(each.windows) > 40)
+    status, text = frame.rollout.status, screen(frame)
+    assert f"{status.requests.stable:,}" in text and f"{status.requests.candidate:,}" in text
+    recent = [timeline.from_document(w) for w in frame.windows if w["endS"] > frame.now.timestamp() - 30]
+    assert len(recent) < len(frame.windows) or frame.windows[0]["endS"] > frame.now.timestamp() - 30
+    for arm in Arm:
+        line = next(each for each in text.splitlines() if each.startswith(arm))
+        counts = timeline.total(recent, arm).latency
+        assert words.latency(timeline.latency_s(counts, 0.99)) in line
+    assert "wanted 25 %" in text and "● 25 %" in text and "✓ 5 %" in text
+
+
+def test_observed_share_counts_only_windows_under_the_split_in_force(stories):
+    for frame in stories["promoted"]:
+        if frame.rollout.status.stage == 2:
+            observed = next(
+                line for line in screen(frame).splitlines() if "observed" in line or "no requests" in line
+            )
+            if "observed" in observed:
+                share = float(observed.split("observed")[1].split("%")[0])
+                assert share == pytest.approx(50, abs=15)
+
+
+def test_a_rolled_back_candidate_is_marked_where_it_stopped(stories):
+    text = screen(stories["rolled back"][-1])
+    assert "✗ 5 %" in text and "harm is proved" in text and "wanted" not in text
+    assert "✗ checks" in screen(stories["refused"][-1])
+
+
+def test_a_narrow_terminal_and_a_wide_one(stories):
+    for width in (50, 80, 200):
+        text = screen(stories["promoted"][60], width)
+        assert max(map(len, text.splitlines())) <= width
+
+
+def test_metric_states_follow_the_judges_own_limits():
+    judge = JudgeSpec()
+
+    def state(metric: str, log10_e: float, *, safe: bool = False) -> words.State:
+        evidence = MetricEvidence(metric=metric, log10_e=log10_e, safe=safe, ratio=Ratio(), requests=Requests())
+        return words.metric_state(evidence, judge)
+
+    assert state("errors", 0.2) is words.State.WATCHING
+    assert state("errors", 0.2, safe=True) is words.State.SAFE
+    assert state("errors", 1.2, safe=True) is words.State.SUSPECT
+    assert state("errors", 2.3) is words.State.SUSPECT
+    assert state("errors", 2.4) is words.State.HARM
+    assert state("split", 2.9) is words.State.SUSPECT
+    assert state("split", 3.0) is words.State.HARM
+
+
+def test_plain_lines_tell_every_step_once_and_progress_every_five_seconds(stories):
+    for frames in stories.values():
+        printed, printed_at, lines = None, rollouts.START, []
+        for frame in frames:
+            new = plain(printed, frame.rollout.status, since_s=(frame.now - printed_at).total_seconds())
+            if new:
+                progress = [line for line in new if line.startswith("  ")]
+                assert len(progress) <= 1
+                if progress and printed is not None:
+                    assert frame.now - printed_at >= timedelta(seconds=5)
+                printed, printed_at = frame.rollout.status, frame.now
+            lines += new
+        steps = [line for line in lines if not line.startswith("  ")]
+        assert len(steps) == len(frames[-1].rollout.status.history)
+        assert all("\n" not in line and "\x1b" not in line for line in lines)
+
+
+def test_plain_says_at_once_why_nothing_has_begun():
+    waiting = Status(reason="waits for rollout churn-1 of the same service")
+    assert plain(None, waiting, since_s=0) == ["  Pending: Waits for rollout churn-1 of the same service."]
+    assert plain(waiting, waiting, since_s=4) == []
+    assert plain(waiting, waiting, since_s=5) != []
+
+
+@pytest.mark.parametrize("terminal", [True, False])
+def test_follow_ends_with_the_last_reading(stories, terminal):
+    frames = iter(stories["rolled back"])
+    clock = [rollouts.START]
+
+    def read():
+        frame = next(frames)
+        clock[0] = frame.now
+        return frame.rollout, frame.windows
+
+    out = io.StringIO()
+    ended = follow(
+        read,
+        console=Console(file=out, force_terminal=terminal, width=100),
+        until=lambda rollout: rollout.status.phase.terminal,
+        sleep=lambda _: None,
+        clock=lambda: clock[0],
+    )
+    assert ended.status.phase is Phase.ROLLED_BACK
+    text = out.getvalue()
+    assert "RolledBack" in text
+    assert ("\x1b[?25l" in text and text.rindex("\x1b[?25h") > text.rindex("\x1b[?25l")) is terminal
+    assert ("\x1b" in text) is terminal
+
+
+def test_an_interrupt_gives_the_cursor_back_and_goes_on():
+    def interrupted(_: float) -> None:
+        raise KeyboardInterrupt
+
+    out = io.StringIO()
+    with pytest.raises(KeyboardInterrupt):
+        follow(
+            lambda: (rollouts.rollout(), []),
+            console=Console(file=out, force_terminal=True, width=100),
+            until=lambda _: False,
+            sleep=interrupted,
+        )
+    assert out.getvalue().rindex("\x1b[?25h") > out.getvalue().rindex("\x1b[?25l")
+
+
+def test_the_table_has_a_row_for_each_rollout(stories):
+    listed = [frames[-1].rollout for frames in stories.values()]
+    text = shown(table(listed, rollouts.START + timedelta(minutes=12)), 200)
+    assert text.split()[:8] == ["SERVICE", "PHASE", "STAGE", "TRAFFIC", "EVIDENCE", "AGE", "REASON", "NAME"]
+    assert text.count("churn-2") == len(listed) and "12m" in text and "Promoted" in text and "RolledBack" in text
+
+
+def test_windows_survive_their_documents(stories):
+    for document in stories["promoted"][-1].windows:
+        assert to_document(timeline.from_document(document)) == document
+
+
+@given(st.lists(st.floats(1e-5, 30), min_size=1, max_size=50), st.sampled_from([0.01, 0.5, 0.9, 0.99, 1.0]))
+def test_a_quantile_is_at_most_one_bucket_above_the_true_one(values, quantile):
+    counts: dict[int, int] = {}
+    for value in values:
+        counts[bucket(LATENCY_EDGES_S, value)] = counts.get(bucket(LATENCY_EDGES_S, value), 0) + 1
+    found = timeline.latency_s(counts, quantile)
+    true = sorted(values)[max(0, -int(-quantile * len(values) // 1) - 1)]
+    assert found is not None and found >= true
+    assert bucket(LATENCY_EDGES_S, found) == bucket(LATENCY_EDGES_S, true)
+
+
+def test_slots_lose_no_window(stories):
+    frame = stories["promoted"][-1]
+    windows = [timeline.from_document(document) for document in frame.windows]
+    cut = timeline.slots(windows, 17, start_s=windows[0].start_s, end_s=windows[-1].end_s)
+    for arm in Arm:
+        counts = [slot.stable if arm is Arm.STABLE else slot.candidate for slot in cut]
+        assert sum(each.requests for each in counts) == timeline.total(windows, arm).requests
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"),
+    [(0, "0 s"), (119.4, "119 s"), (120, "2 min"), (194, "3 min 14 s"), (7199, "119 min 59 s"), (9000, "2 h 30 min")],
+)
+def test_durations(seconds, text):
+    assert words.duration(seconds) == text
