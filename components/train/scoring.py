@@ -5,8 +5,10 @@ from pathlib import Path
 import numpy as np
 import onnxruntime
 import pandas as pd
+from onnxruntime.capi.onnxruntime_pybind11_state import Fail, InvalidArgument, InvalidGraph, InvalidProtobuf
 
 from components.train.features import frame
+from serin.errors import UserError
 from serin.model import MODEL_FILE, signature
 
 BATCH_ROWS = 50_000
@@ -15,9 +17,13 @@ BATCH_ROWS = 50_000
 def score(model: Path, rows: pd.DataFrame) -> np.ndarray:
     """Probabilities [N], float32, that the model directory gives to dataset rows.
 
-    Raises `UserError` when the rows lack a column the model needs.
+    Raises `UserError` when the rows lack a column the model needs, or ONNX Runtime refuses the model.
     """
-    return run((model / MODEL_FILE).read_bytes(), frame(rows, signature(model).features))
+    inputs = frame(rows, signature(model).features)
+    try:
+        return run((model / MODEL_FILE).read_bytes(), inputs)
+    except (Fail, InvalidArgument, InvalidGraph, InvalidProtobuf) as error:
+        raise UserError(f"Model {model} does not run in ONNX Runtime: {' '.join(str(error).split())}") from error
 
 
 def run(onnx_model: bytes, inputs: pd.DataFrame) -> np.ndarray:
