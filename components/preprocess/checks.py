@@ -9,7 +9,7 @@ import numpy.typing as npt
 import pandas as pd
 
 from components.config import Config
-from components.preprocess.contract import FIRST_ROWS, show_rows
+from components.preprocess.contract import FIRST_ROWS, counted, show_rows
 from components.preprocess.reading import MISSING_NUMBERS, Table
 from serin.errors import UserError
 
@@ -146,7 +146,7 @@ def single_column_auc(values: pd.Series, target: npt.NDArray[np.int64]) -> float
     if values.dtype == np.float64:
         edges = np.unique(values.quantile(np.arange(1, LEAK_BINS) / LEAK_BINS).dropna())
         bins = np.where(values.isna(), -1, np.searchsorted(edges, values.to_numpy())) + 1
-        ordered = _auc(values.fillna(values.min() - 1), target)
+        ordered = _auc(values.fillna(-np.inf), target)
     else:
         bins = pd.factorize(values)[0]
         ordered = 0.5
@@ -186,10 +186,10 @@ def notes(
         ids = rows[list(config.ids)]
         named = " and ".join(config.ids)
         if blank := int((ids == "").all(axis=1).sum()):
-            found.append(f"{blank} rows have no {named}; they are all on one side of the split.")
+            found.append(f"{named} is blank in {counted(blank)}, all on one side of the split.")
         if repeated := int(ids.duplicated().sum()):
             found.append(
-                f"{named} repeats in {repeated} rows; rows of the same {named} are on one side of the split."
+                f"{named} repeats in {counted(repeated)}; rows of the same {named} are on one side of the split."
             )
     elif not config.split.group and not config.split.time:
         found.append(
@@ -197,5 +197,5 @@ def notes(
         )
     content = pd.util.hash_pandas_object(rows[list(features)], index=False).to_numpy()
     if repeats := int(np.isin(content[held_out], content[~held_out]).sum()):
-        found.append(f"{repeats} of {int(held_out.sum())} held-out rows equal a training row in every feature.")
+        found.append(f"Of {int(held_out.sum())} held-out rows {repeats} equal a training row in every feature.")
     return found

@@ -58,7 +58,11 @@ class Violation(_Value):
 def show_rows(count: int, first: Sequence[int]) -> str:
     """ "3 rows: 17, 18, 40", or with "…" when there are more than the first ones given."""
     more = ", …" if count > len(first) else ""
-    return f"{count} row{'s' if count > 1 else ''}: {', '.join(map(str, first))}{more}"
+    return f"{counted(count)}: {', '.join(map(str, first))}{more}"
+
+
+def counted(rows: int) -> str:
+    return "1 row" if rows == 1 else f"{rows} rows"
 
 
 class Findings(_Value):

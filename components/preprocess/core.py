@@ -55,7 +55,9 @@ def preprocess(
     features, dropped = checks.choose_features(table, config)
     for name in features:
         if infinite := int(np.isinf(rows[name]).sum()) if rows[name].dtype == np.float64 else 0:
-            raise UserError(f"Column {name!r} is infinite in {infinite} rows; leave unknown numbers blank.")
+            raise UserError(
+                f"Column {name!r} is infinite in {contract.counted(infinite)}; leave unknown numbers blank."
+            )
     checks.check_leakage(rows, target, features)
     tested = held_out(rows, config)
     checks.check_split(target, tested, (negative, positive))

@@ -134,17 +134,17 @@ def _hazard(people: Population) -> Numbers:
     protected = people["OnlineSecurity"] + people["TechSupport"]
     tenure = people["tenure"]
     logit = (
-        -2.6
+        -2.7
         + np.array([0.9, -0.8, -2.0])[people["contract"].astype(np.int64)]
         + np.array([-1.1, 0.0, 0.5])[people["internet"].astype(np.int64)]
         + np.array([0.5, 0.1, -0.1, -0.1])[people["payment"].astype(np.int64)]
         + 0.9 * np.exp(-tenure / 6)
-        - 0.6 * protected * (people["internet"] > 0)
-        + 0.5 * (monthly & fibre & (protected == 0))
+        - 0.5 * protected * (people["internet"] > 0)
+        + 0.4 * (monthly & fibre & (protected == 0))
         + 0.4 * people["senior"]
         - 0.3 * people["dependents"]
         + 0.3 * people["paperless"]
-        + 4.0 * np.log(people["price"] / people["list_price"])
+        + 3.0 * np.log(people["price"] / people["list_price"])
     )
     hazard: Numbers = 1 / (1 + np.exp(-logit))
     return hazard

@@ -116,8 +116,8 @@ def _malformed(path: Path, message: str) -> str:
     fields = re.search(r"Expected Number of Columns: (\d+) Found: (\d+)", message)
     if fields:
         return (
-            f"{where}: the header has {fields[1]} fields, this line {fields[2]}; the file is cut off, or a comma in a "
-            "value is not quoted."
+            f"{where}: the header has {fields[1]} fields, this line {fields[2]}; the file is cut off, or a comma "
+            "inside a value is not quoted."
         )
     if "unterminated quote" in message:
         return f"{where}: a quoted value has no end; the file is cut off or a quote is missing."

@@ -50,7 +50,7 @@ def resolve(config: Config, *, config_path: Path, cache: Path, environ: Mapping[
     if chosen := environ.get("SERIN_DATA"):
         return _source(_local(Path(chosen).expanduser(), None, named_by="SERIN_DATA"), SourceKind.FILE)
     if not _is_address(config.data.source):
-        path = config_path.parent / Path(config.data.source).expanduser()
+        path = (config_path.parent / Path(config.data.source).expanduser()).resolve()
         return _source(_local(path, config.data.sha256, named_by="data.source"), SourceKind.FILE)
     try:
         return _source(_download(config.data.source, config.data.sha256, cache), SourceKind.DOWNLOAD)

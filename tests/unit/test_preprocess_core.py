@@ -193,7 +193,7 @@ def nan_target(rows: pd.DataFrame) -> pd.DataFrame:
             "'reason' gives the target",
         ),
         (lambda rows: rows.assign(score=rows["Churn"].map({"Yes": 0.9, "No": 0.2})), {}, "'score' gives the target"),
-        (lambda rows: rows.assign(level=[math.inf, *range(len(rows) - 1)]), {}, "'level' is infinite in 1 rows"),
+        (lambda rows: rows.assign(level=[math.inf, *range(len(rows) - 1)]), {}, "'level' is infinite in 1 row;"),
         (lambda rows: rows[["customerID", "Churn"]], {"protected": []}, "No column is left to learn from"),
         (
             lambda rows: rows.iloc[
@@ -263,9 +263,9 @@ def test_repeated_rows_and_ids_are_noted(tmp_path: Path, customers: pd.DataFrame
     copies.loc[0, "customerID"] = copies.loc[1, "customerID"] = "same"
     copies.loc[2, "customerID"] = ""
     notes = " ".join(run(tmp_path, pd.concat([customers, copies]), config()).notes)
-    assert "customerID repeats in 1 rows" in notes
-    assert "1 rows have no customerID" in notes
-    assert "held-out rows equal a training row in every feature" in notes
+    assert "customerID repeats in 1 row;" in notes
+    assert "customerID is blank in 1 row," in notes
+    assert "equal a training row in every feature" in notes
 
 
 def test_unchanged_data_keeps_the_champions_contract(tmp_path: Path, customers: pd.DataFrame) -> None:
