@@ -1,6 +1,6 @@
 """What a score means: the answer's columns, the same in every protocol."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from numpy.typing import NDArray
@@ -27,3 +27,8 @@ def columns(signature: Signature, scores: NDArray[Any]) -> dict[str, Sequence[An
         low, high = signature.review
         answer["review"] = [low <= score <= high for score in values]
     return answer
+
+
+def rows(columns: Mapping[str, Sequence[Any]]) -> list[dict[str, Any]]:
+    """One object per row."""
+    return [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]

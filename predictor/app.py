@@ -3,10 +3,12 @@
 `application` answers; `Observed` goes around it (and around a drill's fault) and sees every request whole.
 """
 
+import asyncio
 import logging
 import re
+import secrets
 import time
-import uuid
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -20,6 +22,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from predictor import v1, v2
 from predictor.columns import Batch
 from predictor.errors import ClientError, NotFound, TooLarge, UnsupportedEncoding
+from predictor.log import Entry, PredictionLog
 from predictor.scorer import Scores
 from predictor.telemetry import Telemetry
 
@@ -27,7 +30,11 @@ logger = logging.getLogger("predictor")
 
 _REQUEST_ID: Final = re.compile(rb"[\x21-\x7e]{1,128}")
 _INFERENCE: Final = re.compile(r"/v1/models/[^/]+:predict|/v2/models/[^/]+/infer")
-_JSON_LENGTH: Final = "Inference-Header-Content-Length"
+JSON_LENGTH: Final = "Inference-Header-Content-Length"
+REQUEST_ID: Final = "serin.request_id"
+"""The request's id in its ASGI scope."""
+INLINE_BYTES: Final = 32 * 2**10
+"""A larger body is answered in a thread, so that small requests need not wait for it."""
 _CLIENT_CLOSED: Final = 499
 """nginx's status for a client that went away before its answer; it is no fault of the server."""
 
@@ -47,46 +54,69 @@ class Limits:
 
 @dataclass(frozen=True, slots=True)
 class Service:
-    """One model under one name."""
+    """One revision of one model."""
 
-    name: str
+    model: str
+    revision: str
+    digest: str
     scores: Scores
     telemetry: Telemetry
     health: Health
-    limits: Limits
+    limits: Limits = Limits()
+    log: PredictionLog | None = None
 
-    def score(self, batch: Batch) -> NDArray[Any]:
-        scores = self.scores.score(batch)
+    def record(self, request_id: str, batch: Batch, scores: NDArray[Any]) -> None:
         self.telemetry.add_scores(scores)
-        return scores
+        if self.log:
+            self.log.add(Entry(request_id, time.time(), batch, scores))
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """`json_length`: the length of the JSON part of `body` if binary tensors follow it."""
+
+    batch: Batch
+    scores: NDArray[Any]
+    body: bytes
+    json_length: int | None = None
+
+
+def check_model(service: Service, name: str) -> None:
+    """Raises `NotFound`."""
+    if name != service.model:
+        raise NotFound(f"Model {name!r} is not here: this server has {service.model!r}.")
 
 
 def application(service: Service) -> Router:
     """Raises `ClientError`."""
     signature, layout, max_rows = service.scores.signature, service.scores.layout, service.limits.rows
 
-    def check_model(request: Request) -> None:
-        name = request.path_params["model"]
-        if name != service.name:
-            raise NotFound(f"Model {name!r} is not here: this server has {service.name!r}.")
-
-    async def read(request: Request) -> bytes:
-        check_model(request)
-        return await _body(request, service.limits.body_bytes)
+    async def respond(request: Request, answer: Callable[[bytes], Answer]) -> Response:
+        check_model(service, request.path_params["model"])
+        body = await _body(request, service.limits.body_bytes)
+        answered = answer(body) if len(body) <= INLINE_BYTES else await asyncio.to_thread(answer, body)
+        service.record(request.scope[REQUEST_ID], answered.batch, answered.scores)
+        if answered.json_length is None:
+            return _json_bytes(answered.body)
+        headers = {JSON_LENGTH: str(answered.json_length)}
+        return Response(answered.body, media_type="application/octet-stream", headers=headers)
 
     async def predict(request: Request) -> Response:
-        batch = v1.decode(await read(request), layout, max_rows)
-        return _json_bytes(v1.encode(signature, service.score(batch)))
+        def answer(body: bytes) -> Answer:
+            batch = v1.decode(body, layout, max_rows)
+            scores = service.scores.score(batch)
+            return Answer(batch, scores, v1.encode(signature, scores))
+
+        return await respond(request, answer)
 
     async def infer(request: Request) -> Response:
-        body, json_length = await read(request), request.headers.get(_JSON_LENGTH)
-        decoded = v2.decode(body, json_length, layout, signature, max_rows)
-        answer, json_length_out = v2.encode(
-            service.name, request.scope["serin.request_id"], decoded, signature, service.score(decoded.batch)
-        )
-        if json_length_out is None:
-            return _json_bytes(answer)
-        return Response(answer, media_type="application/octet-stream", headers={_JSON_LENGTH: str(json_length_out)})
+        def answer(body: bytes) -> Answer:
+            decoded = v2.decode(body, request.headers.get(JSON_LENGTH), layout, signature, max_rows)
+            scores = service.scores.score(decoded.batch)
+            request_id = request.scope[REQUEST_ID]
+            return Answer(decoded.batch, scores, *v2.encode(service.model, request_id, decoded, signature, scores))
+
+        return await respond(request, answer)
 
     async def alive(request: Request) -> Response:
         return _json({"status": "alive"})
@@ -98,18 +128,18 @@ def application(service: Service) -> Router:
         return _json({"ready": service.health.ready}, 200 if service.health.ready else 503)
 
     async def model_ready(request: Request) -> Response:
-        check_model(request)
-        return _json({"name": service.name, "ready": service.health.ready}, 200 if service.health.ready else 503)
+        check_model(service, request.path_params["model"])
+        return _json({"name": service.model, "ready": service.health.ready}, 200 if service.health.ready else 503)
 
     async def models(request: Request) -> Response:
-        return _json({"models": [service.name]})
+        return _json({"models": [service.model]})
 
     async def model_metadata(request: Request) -> Response:
-        check_model(request)
-        return _json(v2.metadata(service.name, signature))
+        check_model(service, request.path_params["model"])
+        return _json(v2.metadata(service.model, signature))
 
     async def server_metadata(request: Request) -> Response:
-        return _json({"name": "serin", "version": "1", "extensions": v2.EXTENSIONS})
+        return _json(v2.server_metadata())
 
     async def metrics(request: Request) -> Response:
         return Response(service.telemetry.prometheus(), media_type="text/plain; version=0.0.4; charset=utf-8")
@@ -152,7 +182,7 @@ async def _not_found(scope: Scope, receive: Receive, send: Send) -> None:
 
 async def _body(request: Request, limit_bytes: int) -> bytes:
     encoding = request.headers.get("content-encoding", "identity")
-    if encoding != "identity":
+    if encoding.lower() not in ("identity", ""):
         raise UnsupportedEncoding(f"Header Content-Encoding: expected none, got {encoding!r}.")
     parts, size = [], 0
     async for part in request.stream():
@@ -167,17 +197,17 @@ class Observed:
     """Counts and times inference requests, names revision, digest and request in every answer, and answers what
     the application raises: `ClientError` with its status, anything else with 500."""
 
-    def __init__(self, app: ASGIApp, telemetry: Telemetry, health: Health, *, revision: str, digest: str) -> None:
-        self._app, self._telemetry, self._health = app, telemetry, health
-        self._headers = [(b"x-serin-revision", revision.encode()), (b"x-serin-model-digest", digest.encode())]
+    def __init__(self, app: ASGIApp, service: Service) -> None:
+        self._app, self._telemetry, self._health = app, service.telemetry, service.health
+        self._headers = identity_headers(service)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
         started_s = time.perf_counter()
-        request_id = _request_id(scope)
-        scope["serin.request_id"] = request_id.decode()
+        request_id = request_id_of(scope["headers"])
+        scope[REQUEST_ID] = request_id.decode()
         status = 0
 
         async def send_named(message: Message) -> None:
@@ -196,19 +226,23 @@ class Observed:
         except ClientDisconnect:
             status = status or _CLIENT_CLOSED
         except Exception:
-            logger.exception("request %s failed", scope["serin.request_id"])
+            logger.exception("request %s failed", scope[REQUEST_ID])
             if not status:
                 response = _json({"error": "The server failed; the request id names it in its log."}, 500)
                 await response(scope, receive, send_named)
             status = 500
         finally:
             if _INFERENCE.fullmatch(scope["path"]):
-                self._telemetry.add_request(status, time.perf_counter() - started_s)
+                self._telemetry.add_request(status or 500, time.perf_counter() - started_s)
 
 
-def _request_id(scope: Scope) -> bytes:
+def identity_headers(service: Service) -> list[tuple[bytes, bytes]]:
+    return [(b"x-serin-revision", service.revision.encode()), (b"x-serin-model-digest", service.digest.encode())]
+
+
+def request_id_of(headers: Iterable[tuple[bytes, bytes]]) -> bytes:
     """The client's own id when it is fit for a header, else a new one."""
-    for name, value in scope["headers"]:
+    for name, value in headers:
         if name == b"x-request-id" and _REQUEST_ID.fullmatch(value):
             return bytes(value)
-    return uuid.uuid4().hex.encode()
+    return secrets.token_hex(16).encode()

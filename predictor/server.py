@@ -4,10 +4,12 @@ import argparse
 import asyncio
 import gc
 import logging
+import os
 import socket
 import sys
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import FrameType
 from typing import Final
@@ -15,12 +17,17 @@ from typing import Final
 import uvicorn
 from starlette.types import ASGIApp
 
+from predictor import threads
 from predictor.app import Health, Limits, Observed, Service, application
+from predictor.log import Fields, PredictionLog
 from predictor.scorer import Scorer, Scores, warm_up
+from predictor.sinks import sink
 from predictor.telemetry import Telemetry
 from serin import model
 from serin.errors import UserError
 
+TERMINATION_MESSAGE: Final = Path("/dev/termination-log")
+"""Made by the kubelet; nothing is written where it is not there."""
 QUIET_S: Final = 0.5
 """A draining server ends when no request came for this long."""
 
@@ -33,9 +40,16 @@ def parser(prog: str) -> argparse.ArgumentParser:
     parser.add_argument("--digest", help="refuse to serve any other model: sha256:…")
     parser.add_argument("--host", default="127.0.0.1")
     parser.add_argument("--http-port", type=int, default=8080)
+    parser.add_argument("--grpc-port", type=int, help="serve gRPC as well")
     parser.add_argument("--max-body-bytes", type=int, default=Limits().body_bytes)
     parser.add_argument("--max-rows", type=int, default=Limits().rows)
     parser.add_argument("--drain-s", type=float, default=20.0, help="longest wait for clients after SIGTERM")
+    parser.add_argument(
+        "--log", help="write a prediction log: a directory (Parquet) or an http address (CloudEvents)"
+    )
+    parser.add_argument("--log-exclude", nargs="+", default=[], metavar="FEATURE", help="leave these out of the log")
+    parser.add_argument("--log-hash", nargs="+", default=[], metavar="FEATURE",
+                        help="log only a hash of these, keyed with SERIN_LOG_KEY")  # fmt: skip
     return parser
 
 
@@ -54,13 +68,20 @@ def serve(
     signature = model.verify(root, arguments.digest)
     scorer = Scorer.load(root, signature)
     warm_up(scorer, model.samples(root))
-    telemetry = Telemetry(arguments.model_name, arguments.revision)
-    health = Health()
-    limits = Limits(arguments.max_body_bytes, arguments.max_rows)
-    app = application(Service(arguments.model_name, scores(scorer), telemetry, health, limits))
-    observed = Observed(wrap(app), telemetry, health, revision=arguments.revision, digest=model.digest(root))
+    names = {"model": arguments.model_name, "revision": arguments.revision}
+    log = _log(arguments, scorer, digest=model.digest(root), **names)
+    service = Service(
+        **names,
+        digest=model.digest(root),
+        scores=scores(scorer),
+        telemetry=Telemetry(**names, log=log),
+        health=Health(),
+        limits=Limits(arguments.max_body_bytes, arguments.max_rows),
+        log=log,
+    )
     config = uvicorn.Config(
-        observed,
+        Observed(wrap(application(service)), service),
+        host=arguments.host,
         log_config=None,
         access_log=False,
         lifespan="off",
@@ -70,8 +91,20 @@ def serve(
     )
     gc.collect()
     gc.freeze()  # what start-up made lives as long as the process: spare every later collection the walk
-    server = _Server(config, health, telemetry, arguments.drain_s)
-    server.run(sockets=[_listen(arguments.host, arguments.http_port)])
+    server = _Server(config, service, arguments.drain_s, arguments.grpc_port)
+    try:
+        server.run(sockets=[_listen(arguments.host, arguments.http_port)])
+    finally:
+        if log:
+            log.close()
+
+
+def _log(arguments: argparse.Namespace, scorer: Scorer, **names: str) -> PredictionLog | None:
+    if arguments.log is None:
+        return None
+    key = os.environ.get("SERIN_LOG_KEY", "").encode()
+    fields = Fields(scorer.layout, frozenset(arguments.log_exclude), frozenset(arguments.log_hash), key)
+    return PredictionLog(sink(arguments.log, fields, scorer.signature, **names))
 
 
 def _listen(host: str, port: int) -> socket.socket:
@@ -85,31 +118,47 @@ class _Server(uvicorn.Server):
     """After the first signal it drains: not ready, each answer closes its connection, the end once it is quiet.
     A second signal ends it at once."""
 
-    def __init__(self, config: uvicorn.Config, health: Health, telemetry: Telemetry, drain_s: float) -> None:
+    def __init__(self, config: uvicorn.Config, service: Service, drain_s: float, grpc_port: int | None) -> None:
         super().__init__(config)
-        self._health, self._telemetry, self._drain_s = health, telemetry, drain_s
+        self._service, self._drain_s, self._grpc_port = service, drain_s, grpc_port
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         """Unlike uvicorn's own, does not raise the signal again at the end: a drained server exits with 0."""
         self.force_exit = self.should_exit
         self.should_exit = True
 
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        asyncio.get_running_loop().set_default_executor(ThreadPoolExecutor(threads.cpu_limit()))
+        if self._grpc_port is not None:
+            from predictor import rpc
+
+            self._grpc = await rpc.start(self._service, self.config.host, self._grpc_port)
+        await super().startup(sockets)
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        if self._grpc_port is not None:
+            await self._grpc.stop(grace=self._drain_s)
+        await super().shutdown(sockets)
+
     async def main_loop(self) -> None:
         await super().main_loop()
-        self._health.ready = False
+        self._service.health.ready = False
         deadline_s = time.monotonic() + self._drain_s
         answered = -1
-        while answered != (answered := self._telemetry.requests.total()) and time.monotonic() < deadline_s:
+        while answered != (answered := self._service.telemetry.requests.total()) and time.monotonic() < deadline_s:
             await asyncio.sleep(QUIET_S)
             if self.force_exit:
                 return
 
 
 def main(parser: argparse.ArgumentParser, serve: Callable[[argparse.Namespace], None]) -> int:
-    """Exit status: 0 after a drain, 2 with one sentence on standard error when the user has to act."""
+    """Exit status: 0 after a drain, 2 when the user has to act, with one sentence on standard error and, in
+    Kubernetes, as the container's termination message, which KServe shows."""
     try:
         serve(parser.parse_args())
     except UserError as error:
         print(error, file=sys.stderr, flush=True)
+        if TERMINATION_MESSAGE.is_file():
+            TERMINATION_MESSAGE.write_text(str(error), encoding="utf-8")
         return 2
     return 0

@@ -12,19 +12,20 @@ from prometheus_client import CollectorRegistry, PlatformCollector, ProcessColle
 from prometheus_client.core import CounterMetricFamily, HistogramMetricFamily, Metric
 from prometheus_client.registry import Collector
 
+from predictor.log import PredictionLog
 from serin.histograms import LATENCY_EDGES_S, SCORE_EDGES, bucket
 
 _LABELS = ("revision", "model")
 
 
 class Telemetry(Collector):
-    def __init__(self, model: str, revision: str) -> None:
+    def __init__(self, model: str, revision: str, log: PredictionLog | None = None) -> None:
         self.boot = str(uuid.uuid4())
         """Names this process: counts of another boot start from zero."""
         self.requests: Counter[int] = Counter()
         self.latency: Counter[int] = Counter()
         self.score: Counter[int] = Counter()
-        self._model, self._revision = model, revision
+        self._model, self._revision, self._log = model, revision, log
         self._latency_sum_s = 0.0
         self._score_sum = 0.0
         self._registry = CollectorRegistry(auto_describe=False)
@@ -72,6 +73,13 @@ class Telemetry(Collector):
         for code, count in sorted(self.requests.items()):
             requests.add_metric((*labels, str(code)), count)
         yield from (latency, score, requests)
+        if self._log:
+            logged = CounterMetricFamily(
+                "serin_prediction_log_rows", "Rows of the prediction log, by outcome.", labels=(*_LABELS, "outcome")
+            )
+            for outcome, count in self._log.rows.items():
+                logged.add_metric((*labels, outcome), count)
+            yield logged
 
 
 def _cumulative(edges: tuple[float, ...], counts: Counter[int]) -> list[tuple[str, float]]:

@@ -68,6 +68,5 @@ def _rows(i: int, instance: dict[str, Any]) -> list[dict[str, Any]]:
 
 def encode(signature: Signature, scores: NDArray[Any]) -> bytes:
     """`{"predictions": [{"probability": 0.83, "decision": "Yes"}, …]}`, with "review" if the model has a band."""
-    columns = answers.columns(signature, scores)
-    rows = [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]
+    rows = answers.rows(answers.columns(signature, scores))
     return orjson.dumps({"predictions": rows}, option=orjson.OPT_SERIALIZE_NUMPY)

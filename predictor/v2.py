@@ -6,6 +6,7 @@ Requests hold one tensor per feature, [rows] or [rows, 1]; a feature without a t
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from importlib.metadata import version
 from typing import Any, Final, TypeVar
 
 import numpy as np
@@ -34,7 +35,6 @@ NUMPY_TYPES: Final = {
 """Any of these is taken for a number; strings are "BYTES"."""
 DATATYPES: Final = {"number": "FP32", "string": "BYTES"}
 """How metadata describes the features."""
-EXTENSIONS: Final = ("binary_tensor_data",)
 _LENGTH_BYTES: Final = 4
 _T = TypeVar("_T")
 
@@ -115,6 +115,15 @@ def to_batch(tensors: Sequence[Tensor], layout: Layout, max_rows: int) -> Batch:
     return Batch(rows, numbers, strings)
 
 
+def requested(names: Sequence[str], signature: Signature) -> Sequence[str]:
+    """The outputs asked for, all if none. Raises `InvalidInput` for a name that is none."""
+    known = answers.datatypes(signature)
+    for name in names:
+        if name not in known:
+            raise InvalidInput(f"Field 'outputs': expected {', '.join(map(repr, known))}, got {name!r}.")
+    return names or list(known)
+
+
 def encode(
     model: str, request_id: str, request: Request, signature: Signature, scores: NDArray[Any]
 ) -> tuple[bytes, int | None]:
@@ -124,7 +133,7 @@ def encode(
     for name, as_binary in request.outputs.items():
         tensor: dict[str, Any] = {"name": name, "datatype": datatypes[name], "shape": [len(scores)]}
         if as_binary:
-            binary.append(_to_bytes(datatypes[name], columns[name]))
+            binary.append(to_bytes(datatypes[name], columns[name]))
             tensor["parameters"] = {"binary_data_size": len(binary[-1])}
         else:
             tensor["data"] = columns[name]
@@ -132,6 +141,18 @@ def encode(
     answer = {"model_name": model, "id": request.id or request_id, "outputs": tensors}
     head = orjson.dumps(answer, option=orjson.OPT_SERIALIZE_NUMPY)
     return (head + b"".join(binary), len(head)) if binary else (head, None)
+
+
+def to_bytes(datatype: str, values: Sequence[Any]) -> bytes:
+    """A tensor's values as in `Tensor.data`."""
+    if datatype != "BYTES":
+        return np.array(values, NUMPY_TYPES[datatype]).tobytes()
+    encoded = [value.encode() for value in values]
+    return b"".join(len(value).to_bytes(_LENGTH_BYTES, "little") + value for value in encoded)
+
+
+def server_metadata() -> dict[str, Any]:
+    return {"name": "serin", "version": version("serin"), "extensions": ["binary_tensor_data"]}
 
 
 def metadata(model: str, signature: Signature) -> dict[str, Any]:
@@ -198,17 +219,11 @@ def _parameter(document: dict[str, Any], name: str, expected: type[_T]) -> _T | 
 
 
 def _outputs(document: dict[str, Any], signature: Signature) -> dict[str, bool]:
-    known = answers.datatypes(signature)
     binary = bool(_parameter(document, "binary_data_output", bool))
     asked = _objects(document, "outputs") if document.get("outputs") is not None else []
-    outputs = {}
-    for output in asked:
-        name = _value(output, "name", str)
-        if name not in known:
-            raise InvalidInput(f"Field 'outputs': expected {', '.join(map(repr, known))}, got {name!r}.")
-        own = _parameter(output, "binary_data", bool)
-        outputs[name] = binary if own is None else own
-    return outputs or dict.fromkeys(known, binary)
+    own = {_value(output, "name", str): _parameter(output, "binary_data", bool) for output in asked}
+    names = requested(list(own), signature)
+    return {name: binary if (wanted := own.get(name)) is None else wanted for name in names}
 
 
 def _rows(tensor: Tensor) -> int:
@@ -268,10 +283,3 @@ def _texts(tensor: Tensor, data: bytes) -> list[str]:
                 f"Tensor {tensor.name!r}, row {len(texts)}: expected UTF-8, got {error.reason}."
             ) from error
     return texts
-
-
-def _to_bytes(datatype: str, values: Sequence[Any]) -> bytes:
-    if datatype != "BYTES":
-        return np.array(values, NUMPY_TYPES[datatype]).tobytes()
-    encoded = [value.encode() for value in values]
-    return b"".join(len(value).to_bytes(_LENGTH_BYTES, "little") + value for value in encoded)

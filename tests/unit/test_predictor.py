@@ -61,9 +61,9 @@ class Client:
 
 
 def serve(scores: object, telemetry: Telemetry) -> Client:
-    health = Health()
-    app = application(Service("churn", scores, telemetry, health, Limits(body_bytes=2000, rows=20)))
-    return Client(Observed(app, telemetry, health, revision="churn-00001", digest="sha256:1"))
+    limits = Limits(body_bytes=2000, rows=20)
+    service = Service("churn", "churn-00001", "sha256:1", scores, telemetry, Health(), limits)
+    return Client(Observed(application(service), service))
 
 
 @pytest.fixture

@@ -1,0 +1,165 @@
+"""The Open Inference Protocol over gRPC.
+
+The messages are those of the kserve SDK, whose import alone takes more memory than the whole server without it:
+import this module only where gRPC is asked for.
+"""
+
+import logging
+import time
+from typing import Any, Final
+
+import grpc  # type: ignore[import-untyped]
+from kserve.protocol.grpc import grpc_predict_v2_pb2 as pb
+from kserve.protocol.grpc import grpc_predict_v2_pb2_grpc as pb_grpc
+
+from predictor import answers, v2
+from predictor.app import Service, check_model, identity_headers, request_id_of
+from predictor.errors import ClientError, InvalidInput
+from serin.errors import UserError
+
+logger = logging.getLogger("predictor")
+
+_CONTENTS: Final = {
+    "BOOL": "bool_contents",
+    "INT8": "int_contents",
+    "INT16": "int_contents",
+    "INT32": "int_contents",
+    "INT64": "int64_contents",
+    "UINT8": "uint_contents",
+    "UINT16": "uint_contents",
+    "UINT32": "uint_contents",
+    "UINT64": "uint64_contents",
+    "FP32": "fp32_contents",
+    "FP64": "fp64_contents",
+    "BYTES": "bytes_contents",
+}
+"""The field that holds a datatype's values; FP16 has none and comes as raw contents only."""
+_CODES: Final = {
+    400: grpc.StatusCode.INVALID_ARGUMENT,
+    404: grpc.StatusCode.NOT_FOUND,
+    413: grpc.StatusCode.RESOURCE_EXHAUSTED,
+}
+
+
+async def start(service: Service, host: str, port: int) -> grpc.aio.Server:
+    """Raises `UserError` when the port is taken."""
+    server = grpc.aio.server(
+        options=[("grpc.max_receive_message_length", service.limits.body_bytes), ("grpc.so_reuseport", 0)]
+    )
+    pb_grpc.add_GRPCInferenceServiceServicer_to_server(Servicer(service), server)
+    address = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+    try:
+        server.add_insecure_port(address)
+    except RuntimeError as error:
+        raise UserError(f"Cannot listen on {address}; pass another --grpc-port.") from error
+    await server.start()
+    return server
+
+
+class Servicer(pb_grpc.GRPCInferenceServiceServicer):
+    """The protocol's calls; those that load and unload models stay unimplemented."""
+
+    def __init__(self, service: Service) -> None:
+        self._service = service
+        self._signature = service.scores.signature
+        self._identity = [(name.decode(), value.decode()) for name, value in identity_headers(service)]
+
+    async def ServerLive(
+        self, request: pb.ServerLiveRequest, context: grpc.aio.ServicerContext
+    ) -> pb.ServerLiveResponse:
+        return pb.ServerLiveResponse(live=True)
+
+    async def ServerReady(
+        self, request: pb.ServerReadyRequest, context: grpc.aio.ServicerContext
+    ) -> pb.ServerReadyResponse:
+        return pb.ServerReadyResponse(ready=self._service.health.ready)
+
+    async def ModelReady(
+        self, request: pb.ModelReadyRequest, context: grpc.aio.ServicerContext
+    ) -> pb.ModelReadyResponse:
+        await self._check_model(request.name, context)
+        return pb.ModelReadyResponse(ready=self._service.health.ready)
+
+    async def ServerMetadata(
+        self, request: pb.ServerMetadataRequest, context: grpc.aio.ServicerContext
+    ) -> pb.ServerMetadataResponse:
+        return pb.ServerMetadataResponse(**v2.server_metadata())
+
+    async def ModelMetadata(
+        self, request: pb.ModelMetadataRequest, context: grpc.aio.ServicerContext
+    ) -> pb.ModelMetadataResponse:
+        await self._check_model(request.name, context)
+        return pb.ModelMetadataResponse(**v2.metadata(self._service.model, self._signature))
+
+    async def ModelInfer(
+        self, request: pb.ModelInferRequest, context: grpc.aio.ServicerContext
+    ) -> pb.ModelInferResponse:
+        started_s = time.perf_counter()
+        request_id = request_id_of((name.encode(), value) for name, value in _headers(context)).decode()
+        await context.send_initial_metadata((*self._identity, ("x-request-id", request_id)))
+        status = 500
+        try:
+            response = self._infer(request, request_id)
+            status = 200
+        except ClientError as error:
+            status = error.status
+            await context.abort(_CODES[status], str(error))
+        except Exception:
+            logger.exception("request %s failed", request_id)
+            await context.abort(grpc.StatusCode.INTERNAL, "The server failed; the request id names it in its log.")
+        finally:
+            self._service.telemetry.add_request(status, time.perf_counter() - started_s)
+        return response
+
+    async def _check_model(self, name: str, context: grpc.aio.ServicerContext) -> None:
+        try:
+            check_model(self._service, name)
+        except ClientError as error:
+            await context.abort(_CODES[error.status], str(error))
+
+    def _infer(self, request: pb.ModelInferRequest, request_id: str) -> pb.ModelInferResponse:
+        check_model(self._service, request.model_name)
+        service, signature = self._service, self._signature
+        batch = v2.to_batch(_tensors(request), service.scores.layout, service.limits.rows)
+        outputs = v2.requested([output.name for output in request.outputs], signature)
+        scores = service.scores.score(batch)
+        service.record(request_id, batch, scores)
+        response = pb.ModelInferResponse(model_name=service.model, id=request.id or request_id)
+        columns, datatypes = answers.columns(signature, scores), answers.datatypes(signature)
+        for name in outputs:
+            output = response.outputs.add(name=name, datatype=datatypes[name], shape=[batch.rows])
+            if request.raw_input_contents:
+                response.raw_output_contents.append(v2.to_bytes(datatypes[name], columns[name]))
+            elif datatypes[name] == "BYTES":
+                output.contents.bytes_contents.extend(value.encode() for value in columns[name])
+            else:
+                getattr(output.contents, _CONTENTS[datatypes[name]]).extend(columns[name])
+        return response
+
+
+def _headers(context: grpc.aio.ServicerContext) -> list[tuple[str, bytes]]:
+    """Text values of the call's metadata; binary ones are no headers of ours."""
+    return [(name, value.encode()) for name, value in context.invocation_metadata() or () if isinstance(value, str)]
+
+
+def _tensors(request: pb.ModelInferRequest) -> list[v2.Tensor]:
+    raw = request.raw_input_contents
+    if raw and len(raw) != len(request.inputs):
+        raise InvalidInput(
+            f"Field 'raw_input_contents': expected {len(request.inputs)} tensors as in 'inputs', got {len(raw)}."
+        )
+    contents = raw or [_contents(tensor) for tensor in request.inputs]
+    return [
+        v2.Tensor(tensor.name, tensor.datatype, list(tensor.shape), data)
+        for tensor, data in zip(request.inputs, contents, strict=True)
+    ]
+
+
+def _contents(tensor: pb.ModelInferRequest.InferInputTensor) -> list[Any]:
+    values = list(getattr(tensor.contents, _CONTENTS[tensor.datatype])) if tensor.datatype in _CONTENTS else []
+    if tensor.datatype != "BYTES":
+        return values
+    try:
+        return [value.decode("utf-8") for value in values]
+    except UnicodeDecodeError as error:
+        raise InvalidInput(f"Tensor {tensor.name!r}: expected UTF-8, got {error.reason}.") from error
