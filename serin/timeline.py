@@ -15,8 +15,8 @@ class Arm(StrEnum):
     STABLE = "stable"
     CANDIDATE = "candidate"
 
-    def of(self, window: Window) -> ArmCounts:
-        return window.stable if self is Arm.STABLE else window.candidate
+    def of(self, counts: "Window | Slot") -> ArmCounts:
+        return counts.stable if self is Arm.STABLE else counts.candidate
 
 
 def from_document(document: Mapping[str, Any]) -> Window:
@@ -73,12 +73,18 @@ def latency_s(counts: Mapping[int, int], quantile: float) -> float | None:
 
 @dataclass(frozen=True, slots=True)
 class Slot:
-    """Windows that ended in one stretch of time. `start_s`, `end_s` are UTC epoch seconds."""
+    """Windows that ended in one stretch of time. `start_s`, `end_s` are UTC epoch seconds; the windows themselves
+    last `covered_s`."""
 
     start_s: float
     end_s: float
+    covered_s: float
     stable: ArmCounts
     candidate: ArmCounts
+
+    @property
+    def middle_s(self) -> float:
+        return (self.start_s + self.end_s) / 2
 
     @property
     def observed(self) -> float | None:
@@ -98,6 +104,7 @@ def slots(windows: Sequence[Window], count: int, *, start_s: float, end_s: float
         Slot(
             start_s=start_s + k * width_s,
             end_s=start_s + (k + 1) * width_s,
+            covered_s=sum(window.end_s - window.start_s for window in some),
             stable=total(some, Arm.STABLE),
             candidate=total(some, Arm.CANDIDATE),
         )

@@ -160,7 +160,7 @@ def _arms(status: Status, recent: Sequence[Window], end_s: float) -> Table:
             words.latency(timeline.latency_s(latencies, 0.5)),
             words.latency(timeline.latency_s(latencies, 0.99)),
             Text(
-                _spark([slot.stable.requests if arm is Arm.STABLE else slot.candidate.requests for slot in slots]),
+                _spark([arm.of(slot).requests for slot in slots]),
                 _ARM_STYLE[arm],
             ),
         )
