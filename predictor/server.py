@@ -95,6 +95,7 @@ def serve(
     try:
         server.run(sockets=[_listen(arguments.host, arguments.http_port)])
     finally:
+        gc.unfreeze()
         if log:
             log.close()
 

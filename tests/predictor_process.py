@@ -29,13 +29,17 @@ def running(root: Path, *more: str, module: str = "predictor", **env: str) -> It
     port = free_port()
     with subprocess.Popen(command(root, port, *more, module=module), env=os.environ | env) as process:
         try:
-            deadline_s = time.monotonic() + DEADLINE_S
-            while not ready(port):
-                assert process.poll() is None and time.monotonic() < deadline_s, "the server does not start"
-                time.sleep(0.05)
+            await_ready(process, port)
             yield process, port
         finally:
             process.kill()
+
+
+def await_ready(process: subprocess.Popen, port: int) -> None:
+    deadline_s = time.monotonic() + DEADLINE_S
+    while not ready(port):
+        assert process.poll() is None and time.monotonic() < deadline_s, "the server does not start"
+        time.sleep(0.05)
 
 
 def ready(port: int) -> bool:

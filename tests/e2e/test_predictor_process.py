@@ -1,17 +1,20 @@
 """The server as the process that a platform starts and stops."""
 
 import http.client
+import json
 import signal
 import socket
 import subprocess
+import sys
 import threading
 import time
 from pathlib import Path
 
+import duckdb
 import onnx
 import predictor_models as models
 import pytest
-from predictor_process import DEADLINE_S, command, free_port, predict, request, running
+from predictor_process import DEADLINE_S, await_ready, command, free_port, predict, request, running
 
 
 @pytest.fixture(scope="module")
@@ -81,6 +84,53 @@ def reachable(port: int, host: str) -> bool:
     except OSError:
         return False
     return True
+
+
+def test_a_large_batch_answers_as_its_rows_do(root: Path) -> None:
+    records = [dict(models.RECORDS[i % 3]) for i in range(2000)]
+    with running(root) as (_, port):
+        status, answer = request(
+            port, "POST", "/v1/models/churn:predict", json.dumps({"instances": records}).encode()
+        )
+    expected = [models.score(record) for record in records]
+    assert status == 200
+    assert [row["probability"] for row in answer["predictions"]] == pytest.approx(expected, abs=1e-6)
+
+
+def test_a_drained_server_has_written_its_log(root: Path, tmp_path: Path) -> None:
+    with running(root, "--log", str(tmp_path / "log"), "--log-exclude", "Contract") as (process, port):
+        for _ in range(3):
+            predict(port)
+        process.terminate()
+        assert process.wait(DEADLINE_S) == 0
+    rows = duckdb.read_parquet(f"{tmp_path}/log/*.parquet")
+    assert rows.project("revision, features").fetchall() == [("churn-00001", {"tenure": 5.0, "Montant dû": None})] * 3
+
+
+GUARDED = """
+import os, runpy, sys
+def guard(event, arguments):
+    if event == "open" and isinstance(arguments[2], int) and arguments[2] & (os.O_WRONLY | os.O_RDWR | os.O_CREAT):
+        os.write(2, f"opened for writing: {arguments[0]}".encode()); os._exit(9)
+    if event in ("socket.connect", "socket.getaddrinfo", "subprocess.Popen"):
+        os.write(2, f"{event} {arguments}".encode()); os._exit(9)
+sys.addaudithook(guard)
+sys.argv[0] = "predictor"
+runpy.run_module("predictor", run_name="__main__")
+"""
+
+
+def test_writes_no_file_and_calls_nobody(root: Path) -> None:
+    port = free_port()
+    guarded = [sys.executable, "-B", "-c", GUARDED, *command(root, port)[3:]]
+    with subprocess.Popen(guarded) as process:
+        try:
+            await_ready(process, port)
+            assert predict(port)[0] == 200
+            process.terminate()
+            assert process.wait(DEADLINE_S) == 0
+        finally:
+            process.kill()
 
 
 def test_refuses_another_digest(root: Path) -> None:
