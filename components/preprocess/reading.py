@@ -26,13 +26,21 @@ OTHER_DELIMITERS: Final = {";": "semicolon", "\t": "tab", "|": "bar"}
 MISSING_NUMBERS: Final = ("na", "n/a", "#n/a", "nan", "null", "none", "<na>")
 """What other tools write for a missing number. In a string column these are values like any other."""
 
+# SQL over a column {0}
 _TRIMMED = "trim({0}, ' \t\r\n\u00a0')"
 _WORD = f"lower({_TRIMMED})"
 _GIVEN = f"coalesce({_WORD} NOT IN ('', {', '.join(repr(word) for word in MISSING_NUMBERS)}), false)"
 _BOOL = f"{_WORD} IN ('true', 'false')"
 _NUMBER = f"CASE WHEN {_GIVEN} AND NOT contains({{0}}, '_') THEN try_cast({_TRIMMED} AS DOUBLE) END"
-_TIME = f"coalesce(try_cast({{0}} AS TIMESTAMP), try_strptime({_TRIMMED}, ['%d/%m/%Y', '%m/%d/%Y', '%d.%m.%Y']))"
+_TIME = (
+    rf"CASE WHEN regexp_matches({_TRIMMED}, '^\d+[-/.]\d+[-/.]\d') THEN coalesce("
+    f"try_cast({{0}} AS TIMESTAMP), try_strptime({_TRIMMED}, ['%d/%m/%Y', '%m/%d/%Y', '%d.%m.%Y'])) END"
+)
 _STRING = f"CASE WHEN {_TRIMMED} = '' THEN '' ELSE coalesce({{0}}, '') END"
+
+_COUNTS = f"SELECT count(*) FILTER ({_GIVEN}), count(*) FILTER ({_BOOL}), count({_NUMBER}), count({_TIME})".format(
+    "value"
+)
 
 
 @dataclass(frozen=True)
@@ -164,14 +172,10 @@ def _typed(
 ) -> Table:
     """Decide the type of each column of the table `source` (c0, c1, …: DuckDB ignores case in names, we do not)
     from all of its values, then fetch it as that type."""
-    counts = ", ".join(
-        f"count(*) FILTER ({_GIVEN}), count(*) FILTER ({_BOOL}), count({_NUMBER}), count({_TIME})".format(f"c{i}")
-        for i in range(len(names))
-    )
-    found = connection.execute(f"SELECT {counts} FROM source").fetchone()  # noqa: S608 (names are c0, c1, …)
     columns, times = [], []
     for i, name in enumerate(names):
-        given, bools, numbers, instants = found[4 * i : 4 * i + 4]
+        distinct = f"SELECT DISTINCT c{i} AS value FROM source"  # noqa: S608 (c0, c1, …)
+        given, bools, numbers, instants = connection.execute(f"{_COUNTS} FROM ({distinct})").fetchone()
         if name not in text and given == bools:
             expression = f"CASE {_WORD} WHEN 'true' THEN 1.0::DOUBLE WHEN 'false' THEN 0.0::DOUBLE END"
         elif name not in text and given == numbers:
@@ -181,6 +185,6 @@ def _typed(
             if given == instants:
                 times.append(name)
         columns.append(expression.format(f"c{i}") + f" AS c{i}")
-    rows: pd.DataFrame = connection.execute(f"SELECT {', '.join(columns)} FROM source").df()  # noqa: S608
+    rows: pd.DataFrame = connection.execute(f"SELECT {', '.join(columns)} FROM source").df()  # noqa: S608 (c0, c1, …)
     rows.columns = pd.Index(names)
     return Table(rows, frozenset(times), notes)
