@@ -10,9 +10,11 @@ from typing import Final
 
 from serin.judge.primitive import Bet
 
-_RATIO: Final = {1.0: 0.7, 0.5: 0.3}
+RATIO, RATE = 0.75, 0.25
+"""Shares of a claim's wealth in bets about the ratio and in bets about the candidate's rate alone."""
+_RATIO: Final = {1.0: 0.85, 0.5: 0.15}
 """Bets on a relative risk of this times 1 / margin; a risk of 1 / margin is a candidate as good as stable."""
-_RATES: Final = {0.5: 0.5, 0.1: 0.5}
+_RATES: Final = {0.5: 0.2, 0.1: 0.8}
 """Bets on a candidate's rate of this times the limit."""
 
 

@@ -83,4 +83,4 @@ def _claims(policy: Policy, claimed: tuple[Claim, ...], margin: float) -> Iterat
             yield ratio
             continue
         rate: list[Weighted] = list(acceptance.rate_bets(claim.category, margin * acceptable[claim.metric]))
-        yield [(weight / 2, bet) for weight, bet in (*ratio, *rate)]
+        yield [(acceptance.RATIO * w, bet) for w, bet in ratio] + [(acceptance.RATE * w, bet) for w, bet in rate]

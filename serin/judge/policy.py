@@ -42,7 +42,7 @@ class LatencyMetric(Document):
     The margin counts in whole buckets of `serin.histograms`, factors of 1.0508; 1.10 is two buckets.
     """
 
-    weight: Positive = 0.33
+    weight: Positive = 0.28
     margin: Annotated[float, Field(ge=1, le=4)] = 1.10
     tolerance_ms: Annotated[float, Field(ge=0)] = 2.0
 
@@ -53,7 +53,7 @@ class ScoreMetric(Document):
     `tolerance` counts in whole buckets of 0.01. 0 is the strict mode: the same model in a new runtime.
     """
 
-    weight: Positive = 0.23
+    weight: Positive = 0.25
     tolerance: Annotated[float, Field(ge=0, le=0.5)] = 0.02
 
 
@@ -66,8 +66,8 @@ class JudgeSpec(Document):
     """Bound, per stage, on the probability of accepting a candidate that is worse than the stage's margin."""
     split_alpha: Level = 0.001
     """Bound on the probability of a false alarm about the split of traffic; a budget of its own."""
-    errors: EventMetric = EventMetric(name=ERRORS, weight=0.40)
-    rejected: EventMetric = EventMetric(name=REJECTED, weight=0.04, floor=0.002, acceptable_rate=0.01)
+    errors: EventMetric = EventMetric(name=ERRORS, weight=0.45)
+    rejected: EventMetric = EventMetric(name=REJECTED, weight=0.02, floor=0.002, acceptable_rate=0.01)
     latency: LatencyMetric = LatencyMetric()
     scores: ScoreMetric = ScoreMetric()
     metrics: Annotated[tuple[EventMetric, ...], Field(max_length=8)] = ()
@@ -75,8 +75,10 @@ class JudgeSpec(Document):
     require: tuple[str, ...] = ()
     """Metrics that must be judged: without their counts the candidate never advances."""
     suspicion: Annotated[float, Field(ge=1, le=20)] = 3.0
-    """No stage is passed while the evidence of harm is at or above this e-value."""
-    start_share: Annotated[float, Field(gt=0, lt=1)] = 0.65
+    """No stage is passed while the combined evidence of harm is at or above this e-value."""
+    patience: Annotated[float, Field(ge=1)] = 5.0
+    """A stage in which more speaks for harm than against it lasts up to this many times its minimum."""
+    start_share: Annotated[float, Field(gt=0, lt=1)] = 0.8
     """Share of the wealth bet from the first request on; the rest waits for harm that begins later."""
     restart_s: Positive = 2400.0
     """Time in which the waiting wealth falls to 1/e as it is put into fresh bets."""
