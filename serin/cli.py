@@ -81,7 +81,7 @@ def release_command(
     """Release a model directory as a canary and watch it to its end."""
     model.verify(model_folder.resolve())
     digest = model.digest(model_folder)
-    document = {
+    document: dict[str, object] = {
         "service": service,
         "candidate": {"storageUri": str(model_folder.resolve()), "digest": digest},
         "profile": profile,
@@ -259,9 +259,7 @@ def _watch(platform: Embedded, name: str) -> ModelRollout:
 
 
 @contextmanager
-def _traffic(
-    platform: Embedded, service: str, rate: float, folder: Path
-) -> Iterator[Callable[[], dict[str, int]]]:
+def _traffic(platform: Embedded, service: str, rate: float, folder: Path) -> Iterator[Callable[[], dict[str, int]]]:
     """Send traffic while the block runs; yields a function that gives the final counts after it."""
     counts: dict[str, int] = {}
     if rate <= 0 or platform.champion(service) is None:
@@ -269,8 +267,10 @@ def _traffic(
         return
     folder.mkdir(parents=True, exist_ok=True)
     out = (folder / "load.json").resolve()
-    command = ("--home", str(platform.store.home), "load", "--service", service, "--rate", str(rate), "--out", str(out))
-    process = subprocess.Popen(processes.python("serin.cli", *command), stdout=subprocess.DEVNULL)
+    arguments = ("load", "--service", service, "--rate", str(rate), "--out", str(out))
+    process = subprocess.Popen(
+        processes.python("serin.cli", "--home", str(platform.store.home), *arguments), stdout=subprocess.DEVNULL
+    )
     try:
         yield lambda: counts
     finally:
@@ -286,9 +286,13 @@ def _end(rollout: ModelRollout) -> None:
 
 
 def main() -> None:
-    """Run the command; a user's mistake ends with one sentence and exit code 2."""
+    guarded(cli)
+
+
+def guarded(command: click.Command) -> None:
+    """Run a command; a user's mistake ends with one sentence and exit code 2."""
     try:
-        cli(standalone_mode=False)
+        command(standalone_mode=False)
     except UserError as error:
         click.echo(f"serin: {error}", err=True)
         sys.exit(2)

@@ -2,6 +2,7 @@
 
 import hashlib
 from collections.abc import Iterator
+from enum import StrEnum
 from typing import Annotated, Final, Self
 
 from pydantic import Field, model_validator
@@ -47,6 +48,15 @@ class LatencyMetric(Document):
     tolerance_ms: Annotated[float, Field(ge=0)] = 2.0
 
 
+class Scores(StrEnum):
+    """What a candidate's scores are held against."""
+
+    SAME = "same"
+    """Stable's: the same model retrained, or in a new runtime."""
+    DIFFERENT = "different"
+    """Nothing: another kind of model, that is meant to score differently. They are recorded, not judged."""
+
+
 class ScoreMetric(Document):
     """Harm means: scores moved up or down by more than `tolerance`, or gathered in one decile of stable's.
 
@@ -55,6 +65,7 @@ class ScoreMetric(Document):
 
     weight: Positive = 0.25
     tolerance: Annotated[float, Field(ge=0, le=0.5)] = 0.02
+    expected: Scores = Scores.SAME
 
 
 class JudgeSpec(Document):
