@@ -1,0 +1,102 @@
+"""Ask for a rollout and follow it to its end."""
+
+import time
+from collections.abc import Callable
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, Final
+
+from pydantic import ValidationError
+
+from components.config import Config
+from serin import model, release
+from serin.errors import TryAgain, UserError
+from serin.judge import JudgeSpec, ScoreMetric, Scores
+from serin.plan import PROFILES, Plan
+from serin.platforms import Platform
+from serin.rollout import Candidate, ModelRollout, Phase, Spec, Status
+
+POLL_S: Final = 0.5
+GRACE_S: Final = 120.0
+"""Time beyond the plan's own deadlines before following ends with an error."""
+
+
+def plan_of(config: Config) -> Plan:
+    """The config's `release` as a plan. Raises `UserError` naming the offending key."""
+    if isinstance(config.release, str):
+        if config.release not in PROFILES:
+            raise UserError(f"Config: release: there is no profile {config.release}; use {', '.join(PROFILES)}.")
+        return PROFILES[config.release]
+    try:
+        return Plan.model_validate(config.release)
+    except ValidationError as error:
+        first = error.errors()[0]
+        key = ".".join(str(part) for part in ("release", *first["loc"]))
+        raise UserError(f"Config: {key}: {first['msg']}.") from error
+
+
+def deploy(
+    config: Config,
+    platform: Platform,
+    model_folder: Path,
+    *,
+    tell: Callable[[str], None],
+    sleep: Callable[[float], None] = time.sleep,
+    now: Callable[[], datetime] = lambda: datetime.now(UTC),
+) -> ModelRollout:
+    """Release the model in `model_folder`; return the rollout at its terminal phase.
+
+    Re-attaches to a rollout of the same model that is under way, so the step may be killed and run again at any
+    moment. Raises `TryAgain` when the plan's deadlines are over and the rollout is not.
+    """
+    model.verify(model_folder)
+    digest = model.digest(model_folder)
+    plan = plan_of(config)
+    spec = Spec(service=config.service, candidate=Candidate(storage_uri=str(model_folder), digest=digest), plan=plan)
+    rollout = release.request(platform, spec, digest)
+    tell(f"rollout {rollout.metadata.name}")
+    limit_s = plan.deadline_seconds + 2 * plan.start_seconds + plan.bake.seconds + GRACE_S
+    begun = now()
+    told: object = None
+    while not rollout.status.phase.terminal:
+        if (now() - begun).total_seconds() > limit_s:
+            raise TryAgain(
+                f"rollout {rollout.metadata.name} is still {rollout.status.phase} after {limit_s:.0f} s"
+                f" ({rollout.status.reason}); look with `serin status`",
+                delay_s=60,
+            )
+        sleep(POLL_S)
+        rollout = platform.find(rollout.metadata.name) or rollout
+        line = _line(rollout.status, platform.problem())
+        if line != told:
+            tell(line)
+            told = line
+    return rollout
+
+
+def _line(status: Status, problem: str | None) -> str:
+    if problem is not None:
+        return problem
+    stage = "" if status.stage is None else f" stage {status.stage + 1} at {status.traffic} %"
+    return f"{status.phase}{stage}: {_words(status)}"
+
+
+def _words(status: Status) -> str:
+    """The reason, without the figures that change from second to second."""
+    return status.history[-1].reason if status.history and status.phase is not Phase.PENDING else status.reason
+
+
+def expected_scores(platform: Platform, service: str, model_folder: Path) -> Scores:
+    """Whether the candidate should score as the champion does: yes for the same learner on newer data, no for another
+    learner, which `evaluate` has found better just because it scores differently."""
+    champion = platform.champion(service)
+    if champion is None or model.signature(champion.model).learner == model.signature(model_folder).learner:
+        return Scores.SAME
+    return Scores.DIFFERENT
+
+
+def timeline(rollout: ModelRollout) -> dict[str, Any]:
+    """The rollout as JSON, without the judge's inner state."""
+    return rollout.model_copy(update={"status": rollout.status.model_copy(update={"judge_state": None})}).model_dump(
+        mode="json", by_alias=True
+    )

@@ -1,0 +1,30 @@
+"""`python -m pipelines.local COMPILED ARGUMENTS ROOT`: execute a compiled pipeline with kfp.local.
+
+A process of its own: kfp.local prints freely, patches `print`, and has no progress hooks; `pipelines.run` reads
+what it says.
+"""
+
+import json
+import sys
+import warnings
+from pathlib import Path
+
+from kfp import components, local
+
+
+def run(compiled: Path, arguments: Path, root: Path) -> None:
+    """`arguments`: a JSON object of the pipeline's parameters. Raises RuntimeError when a task fails."""
+    # the image is not pulled here: the step runs in this very environment
+    warnings.filterwarnings("ignore", message=".*may not be compatible.*")
+    local.init(
+        runner=local.SubprocessRunner(use_venv=False),
+        pipeline_root=str(root),
+        raise_on_error=True,
+        enable_caching=False,
+    )
+    pipeline = components.load_component_from_file(str(compiled))
+    pipeline(**json.loads(arguments.read_text(encoding="utf-8")))
+
+
+if __name__ == "__main__":
+    run(*map(Path, sys.argv[1:]))

@@ -1,0 +1,77 @@
+"""What kfp.local prints, as the progress of a pipeline's steps."""
+
+import re
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import Final
+
+from components.shell import MARK
+
+_ANSI: Final = re.compile(r"\x1b\[[0-9;]*m")
+_STARTED: Final = re.compile(r"Executing task '(?P<task>[^']+)'")
+_ENDED: Final = re.compile(r"Task '(?P<task>[^']+)' finished with status (?P<status>\w+)")
+
+
+class State(StrEnum):
+    RUNNING = "running"
+    DONE = "done"
+    FAILED = "failed"
+
+
+@dataclass(slots=True)
+class Step:
+    """One task; a looped task has several runs."""
+
+    name: str
+    started_s: float
+    running: int = 1
+    done: int = 0
+    failed: int = 0
+    ended_s: float | None = None
+
+    @property
+    def state(self) -> State:
+        if self.failed:
+            return State.FAILED
+        return State.RUNNING if self.running else State.DONE
+
+
+@dataclass(slots=True)
+class Progress:
+    """Feed it lines; it knows the steps. `mistake` is the one sentence of a user's mistake, None without one."""
+
+    steps: dict[str, Step] = field(default_factory=dict)
+    mistake: str | None = None
+
+    def feed(self, line: str, now_s: float) -> str | None:
+        """Take one line; return what to tell a reader of plain text, None when nothing changed."""
+        line = _ANSI.sub("", line).strip()
+        if MARK in line:
+            self.mistake = line.split(MARK, 1)[1]
+            return None
+        if started := _STARTED.search(line):
+            return self._start(started["task"], now_s)
+        if ended := _ENDED.search(line):
+            return self._end(ended["task"], ended["status"] == "SUCCESS", now_s)
+        return None
+
+    def _start(self, task: str, now_s: float) -> str | None:
+        step = self.steps.get(task)
+        if step is None:
+            self.steps[task] = Step(task, now_s)
+            return f"{task} …"
+        step.running += 1
+        step.ended_s = None
+        return None
+
+    def _end(self, task: str, success: bool, now_s: float) -> str | None:
+        step = self.steps.get(task)
+        if step is None:  # a group of tasks, announced only at its end
+            return None
+        step.running -= 1
+        step.done += success
+        step.failed += not success
+        if step.running:
+            return None
+        step.ended_s = now_s
+        return f"{task} {step.state} in {now_s - step.started_s:.1f} s"
