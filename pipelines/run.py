@@ -318,7 +318,12 @@ def _keep(folder: Path, result: dict[str, Any], outcome: Outcome, windows: list[
             connection.table("timeline").write_parquet(str(folder / "rollout" / "timeline.parquet"))
     report = folder / "report.html"
     html = run_html(
-        result=result, data=outcome.data, evaluation=outcome.evaluation, rollout=outcome.rollout, windows=windows
+        config=config,
+        result=result,
+        data=outcome.data,
+        evaluation=outcome.evaluation,
+        rollout=outcome.rollout,
+        windows=windows,
     )
     report.write_text(html, encoding="utf-8")
     latest = folder.parent / "latest"

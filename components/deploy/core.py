@@ -52,7 +52,12 @@ def deploy(
     model.verify(model_folder)
     digest = model.digest(model_folder)
     plan = plan_of(config)
-    spec = Spec(service=config.service, candidate=Candidate(storage_uri=str(model_folder), digest=digest), plan=plan)
+    spec = Spec(
+        service=config.service,
+        candidate=Candidate(storage_uri=str(model_folder), digest=digest),
+        plan=plan,
+        judge=JudgeSpec(scores=ScoreMetric(expected=expected_scores(platform, config.service, model_folder))),
+    )
     rollout = release.request(platform, spec, digest)
     tell(f"rollout {rollout.metadata.name}")
     limit_s = plan.deadline_seconds + 2 * plan.start_seconds + plan.bake.seconds + GRACE_S

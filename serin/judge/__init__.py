@@ -10,7 +10,16 @@ Pure functions of values. `state.dump()` is a small JSON document, `load` its in
 from serin.judge.decide import decide
 from serin.judge.decision import Action, Decision, Evidence
 from serin.judge.judge import observe, start
-from serin.judge.policy import EventMetric, JudgeSpec, LatencyMetric, Policy, ScoreMetric, Scores, StagePolicy, policy_for
+from serin.judge.policy import (
+    EventMetric,
+    JudgeSpec,
+    LatencyMetric,
+    Policy,
+    ScoreMetric,
+    Scores,
+    StagePolicy,
+    policy_for,
+)
 from serin.judge.state import State, load
 from serin.judge.window import ArmCounts, Window
 
