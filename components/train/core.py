@@ -92,9 +92,9 @@ def train(
             f"The training rows hold {events} rows with {schema.target} = {schema.positive} and {len(y) - events} "
             f"with {schema.negative}; at least {FOLDS} of each are needed: add data or lower split.test."
         )
-    group = config.split.group
+    groups = _groups(rows, config.split.group)
     with threadpool_limits(1):
-        trained = fit(RECIPES[learner], inputs, y, rows[group].to_numpy() if group else None, config.training, clock)
+        trained = fit(RECIPES[learner], inputs, y, groups, config.training, clock)
 
     threshold = cheapest_threshold(trained.probabilities, y, config.costs)
     record = Record(
@@ -164,6 +164,14 @@ def _tune(
         study.tell(trial, float(metrics.log_losses(y, Sigmoid()(margins)).mean()))
         tried += 1
     return study.best_params, tried
+
+
+def _groups(rows: pd.DataFrame, column: str | None) -> np.ndarray | None:
+    if column is None:
+        return None
+    if column not in rows.columns:
+        raise UserError(f"Config split.group: column {column!r} is not in the data; correct its name.")
+    return rows[column].to_numpy()
 
 
 def _folds(y: np.ndarray, groups: np.ndarray | None, count: int, seed: int) -> list[Fold]:
