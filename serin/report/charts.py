@@ -36,9 +36,10 @@ class Axis:
 
 @dataclass(frozen=True, slots=True)
 class Mark:
-    """`path` is an SVG path. "dots" are drawn as short strokes with round ends, which no stretching distorts."""
+    """`path` is an SVG path. Dots and the larger points are strokes without length and with round ends, which no
+    stretching distorts."""
 
-    shape: Literal["line", "area", "dots", "rule"]
+    shape: Literal["line", "area", "dots", "points", "rule"]
     tone: str
     path: str
 
@@ -72,7 +73,6 @@ class Chart:
     notes: tuple[Tick, ...] = ()
     spans: tuple[Span, ...] = ()
     wide: bool = False
-    square: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,7 +113,10 @@ class Plot:
         return self.area(_stairs(points), tone)
 
     def dots(self, points: Iterable[Point], tone: str) -> Mark:
-        return Mark("dots", tone, "".join(f"M{x:g} {y:g}h0" for x, y in self._place(points)))
+        return Mark("dots", tone, self._spots(points))
+
+    def points(self, points: Iterable[Point], tone: str) -> Mark:
+        return Mark("points", tone, self._spots(points))
 
     def rule(self, value: float, tone: str) -> Mark:
         """Across the plot, at a value of y."""
@@ -125,6 +128,9 @@ class Plot:
 
     def height(self, value: float, text: str) -> Tick:
         return Tick(100 - self.y.at(value), text)
+
+    def _spots(self, points: Iterable[Point]) -> str:
+        return "".join(f"M{x:g} {y:g}h0" for x, y in self._place(points))
 
     def _place(self, points: Iterable[Point]) -> Iterator[Point]:
         return ((self.x.at(x), 100 - self.y.at(y)) for x, y in points)

@@ -326,7 +326,7 @@ def _scores(windows: Sequence[Window]) -> Chart | None:
         "Scores",
         "Share of each revision's answers, by the probability they gave.",
         axis,
-        tuple(Tick(axis.at(value), f"{value:g}") for value in (0, 0.25, 0.5, 0.75, 1)),
+        share_ticks(axis),
         {arm: _grouped(score, edges, SCORE_GROUP, 0.0) for arm, score in counts.items()},
     )
 

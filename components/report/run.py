@@ -1,0 +1,156 @@
+"""What a run's report tells besides its evaluation and its rollout."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Final
+
+from components.config import Config
+from components.evaluate.evaluation import Verdict
+from components.preprocess.core import Summary
+from components.report.evaluation import readable
+from serin import words
+from serin.report.story import Fact
+from serin.rollout import Phase
+
+DRIFT_SHOWN: Final = 8
+SOME_DRIFT: Final = 0.1
+MUCH_DRIFT: Final = 0.25
+"""Customary readings of the population stability index."""
+
+
+@dataclass(frozen=True, slots=True)
+class DriftRow:
+    column: str
+    psi: str
+    reading: str
+    tone: str
+    missing_before: str
+    missing_now: str
+
+
+@dataclass(frozen=True, slots=True)
+class DataStory:
+    """`drift` holds what stands out; `drift_told` says in a sentence what there is to say."""
+
+    synthetic: bool
+    told: str
+    dropped: tuple[tuple[str, str], ...]
+    drift: tuple[DriftRow, ...]
+    drift_told: str
+    notes: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class RunStory:
+    tone: str
+    headline: str
+    reason: str
+    facts: tuple[Fact, ...]
+    data: DataStory
+    timings: tuple[Fact, ...]
+    identity: tuple[Fact, ...]
+
+
+def tell(config: Config, result: Mapping[str, Any], summary: Summary, challenger: str | None) -> RunStory:
+    """`result`: the run's result.json. `challenger`: the learner that was chosen, None if none was."""
+    verdict = Verdict(result["verdict"]) if result["verdict"] else None
+    phase = Phase(result["phase"]) if result["phase"] else None
+    tone, headline = _headline(verdict, phase, readable(challenger) if challenger else "The challenger")
+    return RunStory(
+        tone=tone,
+        headline=headline,
+        reason=words.sentence(result["reason"] or ""),
+        facts=_facts(result, summary),
+        data=_data(config, summary),
+        timings=tuple(
+            Fact(name, words.duration(seconds))
+            for name, seconds in result["timings_s"].items()
+            if seconds is not None
+        ),
+        identity=tuple(
+            Fact(name, str(value))
+            for part in ("digests", "versions")
+            for name, value in result[part].items()
+            if value is not None
+        ),
+    )
+
+
+def _headline(verdict: Verdict | None, phase: Phase | None, challenger: str) -> tuple[str, str]:
+    """Tone and sentence."""
+    if verdict is None:
+        return "plain", "No verdict: nothing was released"
+    if verdict is Verdict.HOLD:
+        return "plain", "Hold: nothing was released"
+    if verdict is Verdict.REJECT:
+        return "bad", "Rejected: nothing was released"
+    match phase:
+        case Phase.PROMOTED:
+            return "good", f"Released: {challenger} serves all traffic"
+        case Phase.ROLLED_BACK | Phase.ROLLING_BACK:
+            return "bad", f"Rolled back: {challenger} won on held-out rows, but not in the rollout"
+        case Phase.FAILED:
+            return "bad", f"Not released: the rollout of {challenger} could not start"
+        case None:
+            return "plain", f"Promote: {challenger} won, and no rollout was made"
+        case _:
+            return "plain", f"Promote: {challenger} won, its rollout is under way"
+
+
+def _facts(result: Mapping[str, Any], summary: Summary) -> tuple[Fact, ...]:
+    requests = result["requests"]
+    found = [
+        Fact("rows of data", f"{summary.rows:,}", "synthetic" if summary.source == "synthetic" else ""),
+        Fact("of them held out", f"{summary.test_rows:,}"),
+    ]
+    if requests["total"]:
+        found += [
+            Fact("user requests meanwhile", f"{requests['total']:,}"),
+            Fact("of them failed", f"{requests['failed']:,}"),
+        ]
+    return (*found, Fact("in all", words.duration(result["timings_s"]["total"])))
+
+
+def _data(config: Config, summary: Summary) -> DataStory:
+    source = {"file": "from a file", "download": "downloaded", "synthetic": "made by the generator"}[summary.source]
+    return DataStory(
+        synthetic=summary.source == "synthetic",
+        told=(
+            f"{summary.rows:,} rows of {summary.columns} columns, {source}. "
+            f"{summary.train_rows:,} rows to learn from, {summary.test_rows:,} held out; {config.target} is "
+            f"{summary.positive} in {100 * summary.positive_rate:.1f} % of them. "
+            f"{words.count(len(summary.features), 'column')} went into the models."
+        ),
+        dropped=tuple(summary.dropped.items()),
+        drift=_drift(summary),
+        drift_told=_told_drift(summary),
+        notes=summary.notes,
+    )
+
+
+def _drift(summary: Summary) -> tuple[DriftRow, ...]:
+    return tuple(
+        DriftRow(
+            column=each.column,
+            psi=f"{each.psi:.3f}",
+            reading="another population" if each.psi > MUCH_DRIFT else "has moved",
+            tone="bad" if each.psi > MUCH_DRIFT else "candidate",
+            missing_before=f"{100 * each.missing_before:.1f} %",
+            missing_now=f"{100 * each.missing_now:.1f} %",
+        )
+        for each in summary.drift[:DRIFT_SHOWN]
+        if each.psi >= SOME_DRIFT
+    )
+
+
+def _told_drift(summary: Summary) -> str:
+    if not summary.drift:
+        return "There is no champion whose data these could have drifted from."
+    moved = sum(each.psi >= SOME_DRIFT for each in summary.drift)
+    most = max(summary.drift, key=lambda each: each.psi)
+    if moved == 0:
+        return (
+            f"No column has moved from the rows the champion learned from: the largest index is {most.psi:.3f} "
+            f"({most.column}), and below {SOME_DRIFT} there is nothing to see."
+        )
+    return f"{words.count(moved, 'column')} moved from the rows the champion learned from."
