@@ -301,7 +301,9 @@ def _version(package: str) -> str | None:
         return None
 
 
-def _keep(folder: Path, result: dict[str, Any], outcome: Outcome, windows: list[dict[str, Any]]) -> Path:
+def _keep(
+    folder: Path, config: Config, result: dict[str, Any], outcome: Outcome, windows: list[dict[str, Any]]
+) -> Path:
     """Write what a run leaves behind; return the report's path."""
     import duckdb
     import pandas as pd
@@ -353,7 +355,7 @@ def run(config_path: Path, *, home: Path, runs: Path, rate: float, environ: Mapp
     result = result_of(outcome, source, champion.digest if champion else None, time.monotonic() - start)
     rollout = outcome.rollout
     windows = platform.store.windows(rollout.metadata.name, rollout.metadata.namespace) if rollout else []
-    report = _keep(folder, result, outcome, windows)
+    report = _keep(folder, config, result, outcome, windows)
     _farewell(config, platform, address, result, report)
     return 1 if rollout is not None and rollout.status.phase is not Phase.PROMOTED else 0
 

@@ -1,0 +1,71 @@
+# `make` alone lists the targets. Every option can be given as VAR=value.
+SHELL := /bin/bash
+.SHELLFLAGS := -euo pipefail -c
+.DEFAULT_GOAL := help
+.ONESHELL:
+MAKEFLAGS += --no-print-directory
+
+PYTHON ?= python3
+CONFIG ?= pipelines/configs/telco.yaml
+TRAFFIC ?= 400
+FAULT ?= errors
+CHECKS ?= on
+export SERIN_HOME ?= $(CURDIR)/.serin
+
+BIN := .venv/bin
+UV := $(BIN)/uv
+
+.PHONY: help setup run status down drill compile lint test clean bench-pipeline bench-rollout bench-judge bench-predictor
+
+help: ## This list
+	@awk 'BEGIN {FS = ":.*## "} /^[a-z-]+:.*## / {printf "  make %-16s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@echo
+	@echo "  CONFIG=file   another data set        TRAFFIC=n|none   requests per second during a rollout"
+	@echo "  FAULT=errors|latency|scores|crash|slowstart   CHECKS=on|off   for drill"
+	@echo "  SERIN_DATA=file   the table to use    SERIN_HOME=folder   where the platform lives (.serin)"
+
+setup: .venv/.ready ## Install everything, pinned and checked by hash, into .venv
+
+.venv/.ready: requirements.lock requirements-uv.lock pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))' \
+	  || { echo "serin needs Python 3.11 to 3.13; choose one with PYTHON=python3.12 (found: $$($(PYTHON) --version))" >&2; exit 2; }
+	@[ -x $(BIN)/python ] || $(PYTHON) -m venv .venv
+	@$(BIN)/python -m pip install -q --disable-pip-version-check --require-hashes -r requirements-uv.lock
+	@$(UV) pip install -q --python $(BIN)/python --require-hashes --compile-bytecode -r requirements.lock
+	@$(UV) pip install -q --python $(BIN)/python --no-deps -e .
+	@touch $@
+
+.venv/.ready-dev: .venv/.ready requirements-dev.lock
+	@$(UV) pip install -q --python $(BIN)/python --require-hashes -r requirements-dev.lock
+	@touch $@
+
+run: setup ## Data, KFP pipeline, canary under live traffic, report
+	@$(BIN)/python -m pipelines.run --config "$(CONFIG)" --traffic "$(TRAFFIC)"
+
+status: setup ## What serves, and every rollout
+	@$(BIN)/serin status
+
+down: setup ## Stop everything; models and rollouts stay on disk
+	@$(BIN)/serin down
+
+drill: setup ## Release a deliberately bad candidate and watch it fail
+	@$(BIN)/serin drill "$(FAULT)" $(if $(filter off,$(CHECKS)),--no-checks)
+
+compile: setup ## Write pipelines/compiled/train-and-release.yaml
+	@$(BIN)/python -m pipelines.compile
+
+lint: .venv/.ready-dev ## Style, types, import directions
+	@$(BIN)/ruff check .
+	@$(BIN)/ruff format --check .
+	@$(BIN)/mypy
+
+test: .venv/.ready-dev ## Lint and the whole test suite
+	@$(MAKE) lint
+	@$(BIN)/pytest -n 2 --dist loadgroup
+
+bench-%: .venv/.ready-dev ## Measure: pipeline, rollout, judge, predictor
+	@$(BIN)/python -m benchmarks.$*
+
+clean: ## Stop everything and delete .venv, .serin, .cache and runs
+	@[ ! -x $(BIN)/serin ] || $(BIN)/serin down
+	@rm -rf .venv .serin .cache runs
