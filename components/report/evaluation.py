@@ -45,8 +45,8 @@ _LEARNERS: Final = {
 _NAMES: Final = {
     **_LEARNERS,
     **dict(_FIGURES),
-    "selection_gap": "gap between groups in share decided positive",
-    "true_positive_gap": "gap between groups in share of positives found",
+    "selection_gap": "gap in decisions between groups",
+    "true_positive_gap": "gap in positives found between groups",
 }
 
 
@@ -214,12 +214,12 @@ def _check(check: Check, difference: Difference) -> CheckRow:
     end = "upper" if check.value == difference.high else "lower"
     comparison = {"<": "below", "<=": "at most"}[check.direction]
     return CheckRow(
-        readable(check.name), _shown(difference), f"{end} end {comparison} {_bound(check.bound)}", result, tone
+        readable(check.name),
+        _shown(difference),
+        f"{end} end {comparison} {signed(check.bound) if check.bound else 0}",
+        result,
+        tone,
     )
-
-
-def _bound(value: float) -> str:
-    return signed(value) if value else "0"
 
 
 def _shown(each: Difference) -> str:

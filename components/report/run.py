@@ -7,6 +7,7 @@ from typing import Any, Final
 from components.config import Config
 from components.evaluate.evaluation import Verdict
 from components.preprocess.core import Summary
+from components.preprocess.sources import SourceKind
 from components.report.evaluation import readable
 from serin import words
 from serin.report.story import Fact
@@ -16,6 +17,12 @@ DRIFT_SHOWN: Final = 8
 SOME_DRIFT: Final = 0.1
 MUCH_DRIFT: Final = 0.25
 """Customary readings of the population stability index."""
+
+_SOURCES: Final = {
+    SourceKind.FILE: "from a file",
+    SourceKind.DOWNLOAD: "downloaded",
+    SourceKind.SYNTHETIC: "made by the generator",
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,7 +66,7 @@ def tell(config: Config, result: Mapping[str, Any], summary: Summary, challenger
     return RunStory(
         tone=tone,
         headline=headline,
-        reason=words.sentence(result["reason"] or ""),
+        reason=(words.sentence if phase else words.printable)(result["reason"] or ""),
         facts=_facts(result, summary),
         data=_data(config, summary),
         timings=tuple(
@@ -100,7 +107,7 @@ def _headline(verdict: Verdict | None, phase: Phase | None, challenger: str) -> 
 def _facts(result: Mapping[str, Any], summary: Summary) -> tuple[Fact, ...]:
     requests = result["requests"]
     found = [
-        Fact("rows of data", f"{summary.rows:,}", "synthetic" if summary.source == "synthetic" else ""),
+        Fact("rows of data", f"{summary.rows:,}", "synthetic" if summary.source is SourceKind.SYNTHETIC else ""),
         Fact("of them held out", f"{summary.test_rows:,}"),
     ]
     if requests["total"]:
@@ -112,11 +119,10 @@ def _facts(result: Mapping[str, Any], summary: Summary) -> tuple[Fact, ...]:
 
 
 def _data(config: Config, summary: Summary) -> DataStory:
-    source = {"file": "from a file", "download": "downloaded", "synthetic": "made by the generator"}[summary.source]
     return DataStory(
-        synthetic=summary.source == "synthetic",
+        synthetic=summary.source is SourceKind.SYNTHETIC,
         told=(
-            f"{summary.rows:,} rows of {summary.columns} columns, {source}. "
+            f"{summary.rows:,} rows of {summary.columns} columns, {_SOURCES[summary.source]}. "
             f"{summary.train_rows:,} rows to learn from, {summary.test_rows:,} held out; {config.target} is "
             f"{summary.positive} in {100 * summary.positive_rate:.1f} % of them. "
             f"{words.count(len(summary.features), 'column')} went into the models."

@@ -137,7 +137,8 @@ class Plot:
 
 
 def _path(points: Iterable[Point]) -> str:
-    return "M" + "L".join(f"{x:g} {y:g}" for x, y in points)
+    """A single point is seen as the round ends of a stroke without length."""
+    return "M" + "L".join(f"{x:g} {y:g}" for x, y in points) + "h0"
 
 
 def _stairs(points: Sequence[Point]) -> list[Point]:

