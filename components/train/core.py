@@ -8,19 +8,17 @@ from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
-import optuna
 import pandas as pd
-from sklearn.base import BaseEstimator
-from sklearn.model_selection import StratifiedGroupKFold, StratifiedKFold
 from threadpoolctl import threadpool_limits
 
 from components import dataset
-from components.config import Config, Learner, Training
+from components.config import Config, Learner
 from components.evaluate import metrics
 from components.train import card, features, scoring
-from components.train.calibration import Sigmoid, calibrate, cheapest_threshold
+from components.train.calibration import IDENTITY, cheapest_threshold
 from components.train.export import check_parity, hostile, to_onnx
-from components.train.learners import RECIPES, Params, Recipe, margin
+from components.train.fitting import FOLDS, Trained, fit
+from components.train.learners import RECIPES
 from components.train.record import TRAINING_FILE, Record
 from serin.errors import UserError
 from serin.histograms import SCORE_EDGES
@@ -36,12 +34,8 @@ from serin.model import (
     seal,
 )
 
-TUNING_FOLDS: Final = 3
-FOLDS: Final = 5
 SAMPLES: Final = 500
 CONTRACT_FILE: Final = Path("meta/contract.json")
-
-Fold = tuple[np.ndarray, np.ndarray]
 
 
 @dataclass(frozen=True)
@@ -49,20 +43,6 @@ class TrainingResult:
     digest: str
     record: Record
     seconds: float
-
-
-@dataclass(frozen=True)
-class Trained:
-    """A fitted learner with its calibration; `probabilities` are out-of-fold, row by row of the training data."""
-
-    estimator: BaseEstimator
-    sigmoid: Sigmoid
-    params: Params
-    trials: int
-    probabilities: np.ndarray
-
-    def predict(self, inputs: pd.DataFrame) -> np.ndarray:
-        return self.sigmoid(margin(self.estimator, inputs))
 
 
 def train(
@@ -105,7 +85,7 @@ def train(
         auc=metrics.auc(y, trained.probabilities),
         cost=float(metrics.decision_costs(y, trained.probabilities >= threshold, config.costs).mean()),
         threshold=threshold,
-        calibrated=trained.sigmoid != Sigmoid(),
+        calibrated=trained.sigmoid != IDENTITY,
         trials=trained.trials,
         params=dict(trained.params),
     )
@@ -118,52 +98,18 @@ def train(
         features=columns,
     )
     scores = _export(trained, columns, test_inputs, out)
-    _describe(
-        out, config, schema, signature, record, _samples(held_out, signature, scores), scores, dataset_dir=train
-    )
+    texts = {
+        SIGNATURE_FILE: signature.model_dump_json(indent=1),
+        SAMPLES_FILE: _samples(held_out, signature, scores).model_dump_json(indent=1),
+        TRAINING_FILE: record.model_dump_json(indent=1),
+        CONTRACT_FILE: (train / dataset.CONTRACT_FILE).read_text(encoding="utf-8"),
+        PROFILE_FILE: _profile(train, scores),
+        CARD_FILE: card.write(config, schema, record),
+    }
+    (out / "meta").mkdir(exist_ok=True)
+    for file, text in texts.items():
+        (out / file).write_text(text.rstrip() + "\n", encoding="utf-8")
     return TrainingResult(digest=seal(out), record=record, seconds=clock() - started)
-
-
-def fit(
-    recipe: Recipe,
-    inputs: pd.DataFrame,
-    y: np.ndarray,
-    groups: np.ndarray | None,
-    training: Training,
-    clock: Callable[[], float],
-) -> Trained:
-    """Tune on one partition of the rows, judge and calibrate the winner on another one, fit it on all rows."""
-    seed = training.seed
-    params, trials = _tune(recipe, inputs, y, _folds(y, groups, TUNING_FOLDS, seed), training, clock)
-    margins = _out_of_fold(recipe, params, inputs, y, _folds(y, groups, FOLDS, seed + 1), seed)
-    sigmoid, probabilities = calibrate(margins, y, seed)
-    estimator = recipe.build(params, inputs, seed).fit(inputs, y)
-    return Trained(estimator, sigmoid, params, trials, probabilities)
-
-
-def _tune(
-    recipe: Recipe,
-    inputs: pd.DataFrame,
-    y: np.ndarray,
-    folds: list[Fold],
-    training: Training,
-    clock: Callable[[], float],
-) -> tuple[Params, int]:
-    """The setting with the least log loss, and how many were tried: at most `training.trials`, and no more than
-    are expected to end within `training.budget_s`. The first setting is always tried."""
-    if not recipe.space:
-        return recipe.first, 0
-    optuna.logging.set_verbosity(optuna.logging.WARNING)
-    study = optuna.create_study(sampler=optuna.samplers.TPESampler(seed=training.seed, n_startup_trials=5))
-    study.enqueue_trial(dict(recipe.first))
-    started = clock()
-    tried = 0
-    while tried < training.trials and (tried == 0 or (clock() - started) * (tried + 1) / tried <= training.budget_s):
-        trial = study.ask(dict(recipe.space))
-        margins = _out_of_fold(recipe, trial.params, inputs, y, folds, training.seed)
-        study.tell(trial, float(metrics.log_losses(y, Sigmoid()(margins)).mean()))
-        tried += 1
-    return study.best_params, tried
 
 
 def _groups(rows: pd.DataFrame, column: str | None) -> np.ndarray | None:
@@ -172,23 +118,6 @@ def _groups(rows: pd.DataFrame, column: str | None) -> np.ndarray | None:
     if column not in rows.columns:
         raise UserError(f"Config split.group: column {column!r} is not in the data; correct its name.")
     return rows[column].to_numpy()
-
-
-def _folds(y: np.ndarray, groups: np.ndarray | None, count: int, seed: int) -> list[Fold]:
-    """(fit, held out) row numbers, stratified; rows of one group stay together."""
-    splitter = StratifiedKFold if groups is None else StratifiedGroupKFold
-    return list(splitter(count, shuffle=True, random_state=seed).split(y, y, groups))
-
-
-def _out_of_fold(
-    recipe: Recipe, params: Params, inputs: pd.DataFrame, y: np.ndarray, folds: list[Fold], seed: int
-) -> np.ndarray:
-    """Log-odds [N], each from a model that was not fitted on its row."""
-    margins = np.empty(len(y))
-    for fitted_on, held_out in folds:
-        estimator = recipe.build(params, inputs, seed).fit(inputs.iloc[fitted_on], y[fitted_on])
-        margins[held_out] = margin(estimator, inputs.iloc[held_out])
-    return margins
 
 
 def _export(trained: Trained, columns: tuple[Feature, ...], inputs: pd.DataFrame, out: Path) -> np.ndarray:
@@ -213,23 +142,8 @@ def _samples(held_out: pd.DataFrame, signature: Signature, scores: np.ndarray) -
     return Samples(records=tuple(some.to_dict("records")), scores=tuple(scores[chosen].tolist()))
 
 
-def _describe(
-    out: Path,
-    config: Config,
-    schema: dataset.Schema,
-    signature: Signature,
-    record: Record,
-    samples: Samples,
-    scores: np.ndarray,
-    *,
-    dataset_dir: Path,
-) -> None:
-    """Write all of meta/ but the digests."""
-    (out / "meta").mkdir(parents=True, exist_ok=True)
-    for file, value in ((SIGNATURE_FILE, signature), (SAMPLES_FILE, samples), (TRAINING_FILE, record)):
-        (out / file).write_text(value.model_dump_json(indent=1) + "\n", encoding="utf-8")
-    (out / CONTRACT_FILE).write_bytes((dataset_dir / dataset.CONTRACT_FILE).read_bytes())
-    profile: dict[str, Any] = json.loads((dataset_dir / dataset.PROFILE_FILE).read_text(encoding="utf-8"))
+def _profile(train: Path, scores: np.ndarray) -> str:
+    """The profile of the training rows, with the distribution of the held-out scores beside it."""
+    profile: dict[str, Any] = json.loads((train / dataset.PROFILE_FILE).read_text(encoding="utf-8"))
     profile["scores"] = {"edges": SCORE_EDGES, "counts": metrics.score_counts(scores)}
-    (out / PROFILE_FILE).write_text(json.dumps(profile, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-    (out / CARD_FILE).write_text(card.write(config, schema, record), encoding="utf-8")
+    return json.dumps(profile, indent=1, ensure_ascii=False)

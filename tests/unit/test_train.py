@@ -14,8 +14,10 @@ from components import dataset
 from components.config import Costs, Learner
 from components.train import record, scoring
 from components.train.calibration import IDENTITY, Sigmoid, calibrate, cheapest_threshold
-from components.train.core import _folds, train
+from components.train.core import train
 from components.train.features import CATEGORIES, frame, of_schema, top_categories
+from components.train.fitting import folds
+from predictor.scorer import Scorer, warm_up
 from serin import model
 from serin.errors import UserError
 from serin.histograms import SCORE_EDGES
@@ -71,6 +73,10 @@ def test_samples_are_what_a_client_sends_and_the_model_answers(trained: Path, si
     assert sum(size is None for _, size in blanks) == (held_out["size"] == "").sum() > 0
     assert all(set(r) == {"Preis in €", "f0", "size", "region"} for r in samples.records)
     np.testing.assert_allclose(samples.scores, scoring.score(trained, held_out), atol=1e-5)
+
+
+def test_predictor_serves_it(trained: Path) -> None:
+    warm_up(Scorer.load(trained, model.verify(trained)), model.samples(trained))
 
 
 def test_record_is_out_of_fold_and_better_than_chance(trained: Path) -> None:
@@ -147,13 +153,13 @@ def test_tuning_ends_with_the_budget_or_the_trials(
 def test_folds_keep_groups_together() -> None:
     groups = np.repeat(np.arange(40), 5)
     y = np.tile([0, 1, 0, 1, 1], 40)
-    held_out = np.concatenate([fold for _, fold in _folds(y, groups, 5, seed=1)])
+    held_out = np.concatenate([fold for _, fold in folds(y, groups, 5, seed=1)])
     assert sorted(held_out) == list(range(200))
-    for fitted_on, fold in _folds(y, groups, 5, seed=1):
+    for fitted_on, fold in folds(y, groups, 5, seed=1):
         assert not set(groups[fitted_on]) & set(groups[fold])
 
 
-def test_group_column_is_used_for_folds(tmp_path: Path, sides: tuple[Path, Path]) -> None:
+def test_group_column_is_used_forfolds(tmp_path: Path, sides: tuple[Path, Path]) -> None:
     """Twins of one order: split apart, a tree ensemble would recognise them by price."""
     rows = dataset.read_rows(sides[0])
     noise = rows.assign(returned=np.random.default_rng(5).integers(0, 2, len(rows)))
