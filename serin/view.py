@@ -49,7 +49,7 @@ def view(rollout: ModelRollout, windows: Documents, now: datetime) -> Renderable
     """`windows`: the rollout's timeline, or its last minute; `now` is UTC."""
     status = rollout.status
     end_s = (status.finished_at or now).timestamp()
-    recent = [window for document in windows if (window := timeline.from_document(document)).end_s > end_s - RECENT_S]
+    recent = [timeline.from_document(document) for document in windows if document["endS"] > end_s - RECENT_S]
     parts: list[RenderableType] = [_head(rollout, now), _reason(status), Text(), _track(rollout), Text()]
     if status.stage is not None and not status.phase.terminal:
         parts += [_split(status, recent), Text()]

@@ -29,6 +29,7 @@ from serin.timeline import Arm, Slot
 SLOTS: Final = 100
 """Points of a series over time."""
 RATIOS: Final = Axis(1 / 8, 8, log=True)
+RATIO_TICKS: Final = tuple(Tick(RATIOS.at(each), f"{each:g} ×") for each in (0.25, 0.5, 1, 2, 4))
 LATENCY_GROUP: Final = 3
 """Buckets drawn as one: about five to the octave."""
 SCORE_GROUP: Final = 5
@@ -73,7 +74,8 @@ class Step:
 
 @dataclass(frozen=True, slots=True)
 class Story:
-    """`tone` is good, bad or plain. `plan` says per stage what it takes to pass it."""
+    """`tone` is good, bad or plain. `plan` says per stage what it takes to pass it. `metric_ticks` is empty while no
+    ratio is known."""
 
     tone: str
     phase: str
@@ -96,6 +98,7 @@ def tell(rollout: ModelRollout, documents: Sequence[Mapping[str, Any]]) -> Story
     """`documents`: the rollout's timeline, one document per window, oldest first; may be empty."""
     status = rollout.status
     windows = [timeline.from_document(document) for document in documents]
+    metrics = _metrics(rollout)
     return Story(
         tone=_TONES.get(status.phase, "plain"),
         phase=status.phase,
@@ -105,8 +108,8 @@ def tell(rollout: ModelRollout, documents: Sequence[Mapping[str, Any]]) -> Story
         facts=_facts(rollout),
         arms=tuple(_arm_row(rollout, arm, windows) for arm in Arm) if windows else (),
         charts=tuple(_charts(rollout, windows)),
-        metrics=_metrics(rollout),
-        metric_ticks=tuple(Tick(RATIOS.at(each), f"{each:g} ×") for each in (0.25, 0.5, 1, 2, 4)),
+        metrics=metrics,
+        metric_ticks=RATIO_TICKS if any(row.text for row in metrics) else (),
         checks=status.checks,
         plan=_plan(rollout),
         guarantee=_guarantee(rollout),
