@@ -2,13 +2,11 @@
 
 import sys
 from pathlib import Path
-from typing import Final
 
 from kfp import compiler
 
+from pipelines import COMPILED
 from pipelines.train_and_release import train_and_release
-
-COMPILED: Final = Path(__file__).parent / "compiled" / "train-and-release.yaml"
 
 
 def compile_to(path: Path) -> None:

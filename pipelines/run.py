@@ -27,7 +27,7 @@ from components.config import Config
 from components.deploy.core import plan_of
 from components.preprocess import sources
 from components.report import run_html
-from pipelines.compile import COMPILED
+from pipelines import COMPILED
 from pipelines.progress import Progress, State
 from serin import model, view
 from serin.errors import TryAgain, UserError

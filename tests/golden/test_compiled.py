@@ -7,7 +7,8 @@ from google.protobuf import json_format
 from kfp.pipeline_spec.pipeline_spec_pb2 import PipelineSpec
 
 from components.shell import IMAGE
-from pipelines.compile import COMPILED, compile_to
+from pipelines import COMPILED
+from pipelines.compile import compile_to
 
 
 def test_the_committed_file_is_what_the_code_compiles_to(tmp_path: Path) -> None:

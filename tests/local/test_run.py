@@ -1,0 +1,156 @@
+"""`make run` as a user has it: real kfp.local, real Envoy, real model servers, on a small generated table."""
+
+import json
+import os
+import re
+import shlex
+import subprocess
+import sys
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+
+import pandas as pd
+import pytest
+import yaml
+
+from components.preprocess.generator import snapshot
+from serin.platforms.embedded import client
+from serin.platforms.embedded.client import Embedded
+from serin.platforms.embedded.processes import belonging_to, free_port
+
+pytestmark = [pytest.mark.xdist_group("embedded"), pytest.mark.timeout(300)]
+
+QUICK = {
+    "service": "churn",
+    "data": {"source": "customers.csv"},
+    "target": "Churn",
+    "positive": "Yes",
+    "ids": ["customerID"],
+    "protected": ["gender"],
+    "costs": {"false_positive": 1, "false_negative": 5},
+    "training": {"learners": ["logistic", "xgboost"], "trials": 2, "budget_s": 30},
+    "split": {"test": 0.4},
+    "gate": {"resamples": 400, "cost_margin": 0.2},
+    "release": {
+        "stages": [{"traffic": 50, "minSeconds": 1, "margin": 5}],
+        "bake": {"traffic": 99, "seconds": 1},
+        "deadlineSeconds": 120,
+        "onInconclusive": "rollback",
+    },
+}
+
+
+class Place:
+    """A folder with a config, data, and a platform of its own, in a path with a space."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        self.home = root / ".serin"
+        self.env = {**os.environ, "SERIN_HOME": str(self.home), "SERIN_PORT": str(free_port())}
+        self.env.pop("SERIN_DATA", None)
+
+    def configure(self, **changes: object) -> None:
+        (self.root / "config.yaml").write_text(yaml.safe_dump({**QUICK, **changes}), encoding="utf-8")
+
+    def run(self, *options: str) -> subprocess.CompletedProcess[str]:
+        command = [sys.executable, "-m", "pipelines.run", "--config", "config.yaml", *options]
+        return subprocess.run(command, cwd=self.root, env=self.env, capture_output=True, text=True, timeout=240)
+
+    def result(self) -> dict[str, object]:
+        return json.loads((self.root / "runs" / "latest" / "result.json").read_text())
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Place]:
+    place = Place(tmp_path_factory.mktemp("a run"))
+    snapshot(11, 5000).to_csv(place.root / "customers.csv", index=False)
+    place.configure()
+    yield place
+    client.down(place.home)
+    assert list(belonging_to(place.home)) == []
+
+
+def test_the_story_from_a_table_to_a_promoted_canary(place: Place) -> None:
+    done = place.run("--traffic", "300")
+    assert done.returncode == 0, done.stdout + done.stderr
+    result = place.result()
+    assert (result["verdict"], result["phase"]) == ("promote", "Promoted"), done.stdout
+    assert result["requests"]["failed"] == 0
+    assert result["requests"]["total"] > result["requests"]["candidate"] > 0
+    assert result["data"] == {"source": "file", "sha256": result["data"]["sha256"], "rows": 5000}
+    assert result["metrics"]["challenger"]["log_loss"] < result["metrics"]["champion"]["log_loss"]
+
+    platform = Embedded(place.home)
+    rollouts = platform.rollouts()
+    assert [each.status.phase for each in rollouts] == ["Promoted", "Promoted"]
+    champion = platform.champion("churn")
+    assert champion is not None
+    assert champion.digest == result["digests"]["challenger"]
+
+    folder = place.root / "runs" / "latest"
+    report = (folder / "report.html").read_text()
+    assert "Promoted" in report
+    assert not re.search(r'(?:src|href)="http', report)
+    assert (folder / "rollout" / "timeline.parquet").stat().st_size > 0
+
+    curl = next(line for line in done.stdout.splitlines() if line.startswith("try it"))
+    words = shlex.split(curl.removeprefix("try it"))
+    request = urllib.request.Request(words[2], data=words[4].encode())
+    with urllib.request.urlopen(request, timeout=10) as response:
+        answer = json.loads(response.read())
+    assert response.headers["x-serin-model-digest"] == champion.digest
+    assert 0 <= answer["predictions"][0]["probability"] <= 1
+
+
+def test_a_second_run_on_the_same_data_holds(place: Place) -> None:
+    before = len(Embedded(place.home).rollouts())
+    done = place.run("--traffic", "none")
+    assert done.returncode == 0, done.stdout + done.stderr
+    result = place.result()
+    assert (result["verdict"], result["phase"]) == ("hold", None)
+    assert str(result["reason"]) in done.stdout
+    assert len(Embedded(place.home).rollouts()) == before
+
+
+BAD_TABLES = {
+    "wrong delimiter": (lambda frame: frame.to_csv(index=False, sep=";"), ";"),
+    "gives the target away": (
+        lambda frame: frame.assign(left=frame["Churn"].eq("Yes") * 1).to_csv(index=False),
+        "left",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", BAD_TABLES)
+def test_bad_data_ends_with_one_sentence_and_changes_nothing(place: Place, case: str) -> None:
+    make, named = BAD_TABLES[case]
+    frame: pd.DataFrame = snapshot(12, 600)
+    (place.root / "bad.csv").write_text(make(frame), encoding="utf-8")
+    before = [(each.metadata.name, each.status.phase) for each in Embedded(place.home).rollouts()]
+    place.configure(data={"source": "bad.csv"})
+    done = place.run("--traffic", "none")
+    place.configure()
+    assert done.returncode == 2, done.stdout + done.stderr
+    message = done.stderr.strip().splitlines()[-1]
+    assert message.startswith("serin: ")
+    assert named in message
+    assert "Traceback" not in done.stdout + done.stderr
+    assert [(each.metadata.name, each.status.phase) for each in Embedded(place.home).rollouts()] == before
+
+
+@pytest.mark.parametrize(
+    ("change", "named"),
+    [
+        ({"targett": "x"}, "targett"),
+        ({"release": "warp"}, "warp"),
+        ({"data": {"source": "nowhere.csv"}}, "nowhere.csv"),
+    ],
+)
+def test_a_bad_config_ends_with_one_sentence(place: Place, change: dict[str, object], named: str) -> None:
+    place.configure(**change)
+    done = place.run("--traffic", "none")
+    place.configure()
+    assert done.returncode == 2
+    assert named in done.stderr
+    assert "Traceback" not in done.stderr
