@@ -1,0 +1,75 @@
+"""What every benchmark hands in: a table for people and the same as JSON."""
+
+import json
+import operator
+import os
+import platform
+import re
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from importlib import metadata
+from pathlib import Path
+from typing import Final
+
+from rich.console import Console
+from rich.table import Table
+
+RESULTS: Final = Path(__file__).parent / "results"
+_OPERATORS: Final[dict[str, Callable[[float, float], bool]]] = {
+    "<=": operator.le,
+    ">=": operator.ge,
+    "==": operator.eq,
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """`bound` is "<= 200", ">= 0.9", "== 0", or "" for a figure that is only told."""
+
+    what: str
+    value: float
+    unit: str
+    bound: str = ""
+
+    @property
+    def ok(self) -> bool:
+        if not self.bound:
+            return True
+        sign, limit = self.bound.split()
+        return _OPERATORS[sign](self.value, float(limit))
+
+
+def machine() -> str:
+    memory_gib = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
+    return f"{os.cpu_count()} × {_processor()}, {memory_gib:.0f} GiB, {platform.platform(terse=True)}"
+
+
+def _processor() -> str:
+    cpuinfo = Path("/proc/cpuinfo")
+    found = re.search(r"model name\s*: (.+)", cpuinfo.read_text()) if cpuinfo.exists() else None
+    return found[1] if found else platform.machine()
+
+
+def versions(packages: Sequence[str]) -> dict[str, str]:
+    return {"python": platform.python_version(), **{name: metadata.version(name) for name in packages}}
+
+
+def report(name: str, rows: Sequence[Row], *, packages: Sequence[str] = ()) -> int:
+    """Print the table, write `benchmarks/results/NAME.json`; return the exit status, 1 when a bound was missed."""
+    RESULTS.mkdir(exist_ok=True)
+    document = {
+        "machine": machine(),
+        "versions": versions(packages),
+        "command": f"make bench-{name}",
+        "rows": [asdict(row) | {"ok": row.ok} for row in rows],
+    }
+    (RESULTS / f"{name}.json").write_text(json.dumps(document, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    table = Table(title=f"make bench-{name} on {document['machine']}", title_justify="left")
+    for title in ("what", "measured", "unit", "bound", ""):
+        table.add_column(title, justify="right" if title == "measured" else "left")
+    for row in rows:
+        mark = "" if not row.bound else "[green]ok[/]" if row.ok else "[red]MISSED[/]"
+        table.add_row(row.what, f"{row.value:,.4g}", row.unit, row.bound, mark)
+    Console(width=None if sys.stdout.isatty() else 140).print(table)
+    return 0 if all(row.ok for row in rows) else 1
