@@ -41,7 +41,7 @@ class Source:
 
 
 def resolve(config: Config, *, config_path: Path, cache: Path, environ: Mapping[str, str]) -> Source:
-    """The data as a file on this machine.
+    """The data as a file on this machine, by its absolute path.
 
     In this order: the file named by SERIN_DATA; `data.source` if it is a path, relative to the config file; an
     earlier download in `cache` whose checksum is right; a download; and if the network fails and the config names a
@@ -73,7 +73,7 @@ def _is_address(source: str) -> bool:
 
 
 def _source(path: Path, kind: SourceKind) -> Source:
-    return Source(path=path, kind=kind, sha256=sha256_of(path), bytes=path.stat().st_size)
+    return Source(path=path.absolute(), kind=kind, sha256=sha256_of(path), bytes=path.stat().st_size)
 
 
 def sha256_of(path: Path) -> str:

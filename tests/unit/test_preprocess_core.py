@@ -252,7 +252,8 @@ def test_the_latest_rows_are_held_out(tmp_path: Path, customers: pd.DataFrame, s
 
 
 def test_without_ids_equal_rows_share_a_side(tmp_path: Path, customers: pd.DataFrame) -> None:
-    rows = pd.concat([customers, customers]).drop(columns="customerID")
+    other_label = customers["Churn"].map({"Yes": "No", "No": "Yes"})
+    rows = pd.concat([customers, customers, customers.assign(Churn=other_label)]).drop(columns="customerID")
     summary = run(tmp_path, rows, config(ids=[]))
     assert not any("equal a training row" in note for note in summary.notes)
     assert any("No ids are configured" in note for note in summary.notes)

@@ -15,6 +15,7 @@ from sklearn.metrics import log_loss
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import OneHotEncoder, StandardScaler
 
+from components.preprocess import generator
 from components.preprocess.generator import Drift, events, months, snapshot
 
 COLUMNS = [
@@ -100,6 +101,13 @@ def test_a_label_says_who_is_gone_three_months_later() -> None:
     assert not (stayed & (now["Churn"] == "Yes")).any()
     closed_otherwise = ~stayed & (now["Churn"] == "No")
     assert 0.005 < closed_otherwise.mean() < 0.05
+
+
+def test_a_successor_leaving_is_no_label_of_the_customer_before(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(generator, "OTHER_ENDS", 1.0)
+    rows = next(months(5, 2000))
+    assert rows["tenure"].max() == 1
+    assert (rows["Churn"] == "Yes").mean() < 0.45
 
 
 def test_without_drift_the_customers_of_later_months_are_alike() -> None:

@@ -53,6 +53,12 @@ def test_missing_values_and_unknown_ones_are_drift() -> None:
     assert drift(profile(known, target), *frame(["c", "c"]))[0].psi > 0.25
 
 
+def test_a_value_on_an_edge_lies_below_it() -> None:
+    column = profile(*frame([5.0] * 4)).columns["x"]
+    assert column.dtype == "number"
+    assert (column.edges, column.shares, column.mean) == ((5.0,), (1.0, 0.0), 5.0)
+
+
 def test_rare_values_are_summed_up() -> None:
     rows, target = frame([f"v{i:03d}" for i in range(80)])
     column = profile(rows, target).columns["x"]

@@ -30,6 +30,7 @@ def write_parquet(rows: pd.DataFrame, path: Path) -> Path:
         (["1", " ", "2.5"], [1.0, np.nan, 2.5]),
         (["1", "", "-3e2"], [1.0, np.nan, -300.0]),
         (["NA", "7", "NaN"], [np.nan, 7.0, np.nan]),
+        (["1_000", "2", "3"], ["1_000", "2", "3"]),
         (["true", "FALSE", ""], [1.0, 0.0, np.nan]),
         (["a", "1", " "], ["a", "1", ""]),
         (["a", "NA", "2"], ["a", "NA", "2"]),
@@ -65,6 +66,7 @@ def test_times_are_found(tmp_path: Path) -> None:
     ],
 )
 def test_encodings_and_line_ends(tmp_path: Path, content: bytes, note: tuple[str, ...]) -> None:
+    write(tmp_path, "other,file\n1,2\n", "with space 1 more.csv")
     table = read(write(tmp_path, content, "with space [1]*.csv"))
     assert table.rows.to_dict("list") == {"name": ["Müller"], "x": [1.0]}
     assert table.notes == note

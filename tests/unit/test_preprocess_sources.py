@@ -75,6 +75,14 @@ def test_a_path_is_relative_to_the_config_file(tmp_path: Path) -> None:
         resolve(config(str(data), sha256="0" * 64), config_path=config_path, cache=tmp_path, environ={})
 
 
+def test_the_path_found_is_absolute(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("data.csv").write_bytes(CONTENT)
+    here = {"config_path": Path("c.yaml"), "cache": Path("cache")}
+    assert resolve(config("data.csv"), **here, environ={}).path == tmp_path / "data.csv"
+    assert resolve(config("x.csv"), **here, environ={"SERIN_DATA": "data.csv"}).path == tmp_path / "data.csv"
+
+
 def test_a_file_that_is_not_there(tmp_path: Path) -> None:
     for environ, source, name in (
         ({"SERIN_DATA": "nowhere.csv"}, CLOSED, "SERIN_DATA"),
