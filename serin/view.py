@@ -32,6 +32,7 @@ _STATE_STYLE: Final = {
     words.State.WATCHING: "dim",
     words.State.SUSPECT: "bold yellow",
     words.State.HARM: "bold red",
+    words.State.NOT_JUDGED: "dim",
 }
 _PHASE_STYLE: Final = {
     Phase.PROMOTED: "bold green",
@@ -240,7 +241,7 @@ def plain(before: Status | None, status: Status, *, since_s: float) -> list[str]
     return [
         f"  stable {words.count(status.requests.stable, 'request')}, {words.count(status.errors.stable, 'error')}; "
         f"candidate {words.count(status.requests.candidate, 'request')}, "
-        f"{words.count(status.errors.candidate, 'error')}; "
+        f"{words.count(status.errors.candidate, 'error')}. "
         f"{words.sentence(status.reason)}"
     ]
 

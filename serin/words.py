@@ -4,7 +4,7 @@ import math
 from datetime import datetime
 from enum import StrEnum
 
-from serin.judge.policy import SPLIT, JudgeSpec
+from serin.judge.policy import SCORES, SPLIT, JudgeSpec, Scores
 from serin.plan import Plan
 from serin.rollout import HistoryEntry, MetricEvidence, ModelRollout, Phase, Spec, Status
 
@@ -18,10 +18,13 @@ class State(StrEnum):
     WATCHING = "watching"
     SUSPECT = "suspect"
     HARM = "harm"
+    NOT_JUDGED = "not judged"
 
 
 def metric_state(evidence: MetricEvidence, judge: JudgeSpec) -> State:
     """A metric is suspect or harmful on the strength of its own part in the combined evidence."""
+    if evidence.metric == SCORES and judge.scores.expected is Scores.DIFFERENT:
+        return State.NOT_JUDGED
     if evidence.metric == SPLIT:
         own, limit = evidence.log10_e, -math.log10(judge.split_alpha)
     else:

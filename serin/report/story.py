@@ -40,6 +40,7 @@ _STATE_TONES: Final = {
     words.State.WATCHING: "muted",
     words.State.SUSPECT: "candidate",
     words.State.HARM: "bad",
+    words.State.NOT_JUDGED: "muted",
 }
 _ARMS: Final = (Key("stable", "stable"), Key("candidate", "candidate"))
 

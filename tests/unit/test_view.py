@@ -12,7 +12,7 @@ from rollouts import Behaviour, Frame
 
 from serin import timeline, words
 from serin.histograms import LATENCY_EDGES_S, bucket
-from serin.judge.policy import JudgeSpec
+from serin.judge.policy import JudgeSpec, ScoreMetric, Scores
 from serin.rollout import Check, MetricEvidence, Phase, Ratio, Requests, Status
 from serin.telemetry.windows import to_document
 from serin.timeline import Arm
@@ -114,6 +114,8 @@ def test_metric_states_follow_the_judges_own_limits():
     assert state("errors", 2.4) is words.State.HARM
     assert state("split", 2.9) is words.State.SUSPECT
     assert state("split", 3.0) is words.State.HARM
+    judge = JudgeSpec(scores=ScoreMetric(expected=Scores.DIFFERENT))
+    assert state("scores", 5.0) is words.State.NOT_JUDGED
 
 
 def test_plain_lines_tell_every_step_once_and_progress_every_five_seconds(stories):
