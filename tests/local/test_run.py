@@ -154,3 +154,38 @@ def test_a_bad_config_ends_with_one_sentence(place: Place, change: dict[str, obj
     assert done.returncode == 2
     assert named in done.stderr
     assert "Traceback" not in done.stderr
+
+
+ROOT = Path(__file__).parents[2]
+NOT_HERE = {
+    "make test": "this is it",
+    "make down": "the last of all: see the end of the test",
+}
+
+
+def documented() -> list[str]:
+    """Every command of the README and the docs, in order, each once."""
+    pages = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+    blocks = [block for page in pages for block in re.findall(r"```sh\n(.*?)```", page.read_text(), re.DOTALL)]
+    return list(dict.fromkeys(line for block in blocks for line in block.splitlines() if line.strip()))
+
+
+def test_every_command_of_the_docs_works(place: Place) -> None:
+    """In the order a reader meets them; `make run` is a reader's second one here."""
+    place.configure()
+    env = {**place.env, "CONFIG": str(place.root / "config.yaml"), "TRAFFIC": "200"}
+    commands = documented()
+    assert "make run" in commands
+    assert set(NOT_HERE) <= set(commands)
+    for command in [*(each for each in commands if each not in NOT_HERE), "make down"]:
+        done = subprocess.run(
+            shlex.split(command), cwd=ROOT, env=env, capture_output=True, text=True, timeout=120, check=False
+        )
+        assert done.returncode == 0, f"{command}\n{done.stdout}{done.stderr}"
+    assert list(belonging_to(place.home)) == []
+
+
+def test_the_readme_names_every_target_of_the_makefile() -> None:
+    targets = set(re.findall(r"^([a-z-]+):.*## ", (ROOT / "Makefile").read_text(), re.MULTILINE)) - {"help"}
+    readme = (ROOT / "README.md").read_text()
+    assert {target for target in targets if target not in readme} == set()
