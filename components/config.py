@@ -33,7 +33,8 @@ class Costs(_Section):
 
 class Split(_Section):
     """`test` is the share of held-out rows. `group`: a column whose rows stay on one side together (a customer);
-    `time`: a column by which the latest rows are held out."""
+    `time`: a column by which the latest rows are held out. A larger `test`, or other ids or group, moves rows that a
+    champion learned from to the held-out side: its scores are then too good, and the challenger has to beat them."""
 
     test: Annotated[float, Field(gt=0, lt=0.9)] = 0.2
     group: str | None = None

@@ -7,6 +7,7 @@ and is known only then. The same seed gives the same history, however far it is 
 
 import argparse
 import json
+import signal
 import sys
 from collections import deque
 from collections.abc import Iterator
@@ -267,6 +268,7 @@ def main() -> None:
     parser.add_argument("--drift-month", type=int, default=0, help="month in which the drift sets in")
     parser.add_argument("--output", type=Path, default=Path("-"), help="file to write, - for standard output")
     options = parser.parse_args()
+    signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # end quietly when the reader, such as head, has enough
     drift = Drift(options.price_rise, options.mix_shift, options.drift_month)
     with sys.stdout if options.output == Path("-") else options.output.open("w", encoding="utf-8") as out:
         if options.events is None:

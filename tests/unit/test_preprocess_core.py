@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
+from pydantic import ValidationError
 
 from components.config import Config
 from components.dataset import read_rows, read_schema
@@ -225,6 +226,11 @@ def test_bad_input_ends_in_one_sentence_and_leaves_nothing(
         run(tmp_path, spoil(customers), config(**changes))
     assert "\n" not in str(caught.value)
     assert [path.name for path in tmp_path.iterdir()] == ["data.csv"]
+
+
+def test_group_and_time_exclude_each_other() -> None:
+    with pytest.raises(ValidationError, match="group and time exclude each other"):
+        config(split={"group": "house", "time": "when"})
 
 
 def test_strong_but_honest_columns_pass(tmp_path: Path, customers: pd.DataFrame) -> None:
