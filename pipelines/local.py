@@ -5,6 +5,7 @@ what it says.
 """
 
 import json
+import os
 import sys
 import warnings
 from pathlib import Path
@@ -14,6 +15,10 @@ from kfp import components, local
 
 def run(compiled: Path, arguments: Path, root: Path) -> None:
     """`arguments`: a JSON object of the pipeline's parameters. Raises RuntimeError when a task fails."""
+    # kfp.local puts sys.executable, unquoted, in place of every "python3" in a shell command, paths of the user
+    # included; as plain "python3", found on PATH, it changes nothing and spaces do no harm
+    os.environ["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', os.defpath)}"
+    sys.executable = "python3"
     # the image is not pulled here: the step runs in this very environment
     warnings.filterwarnings("ignore", message=".*may not be compatible.*")
     local.init(
