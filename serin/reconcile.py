@@ -132,15 +132,14 @@ def _judged(spec: Spec, status: Status, seen: Observation, now: datetime) -> tup
     for window in seen.windows:
         state = judge.observe(state, window)
     decision = judge.decide(state, now.timestamp())
-    requests, errors = status.requests, status.errors
-    for window in seen.windows:
-        requests = Requests(
-            stable=requests.stable + window.stable.requests, candidate=requests.candidate + window.candidate.requests
-        )
-        errors = Requests(
-            stable=errors.stable + window.stable.events.get("errors", 0),
-            candidate=errors.candidate + window.candidate.events.get("errors", 0),
-        )
+    requests = _plus(status.requests, seen.windows)
+    steady = tuple(each for each in seen.windows if each.stage == status.stage and each.share is not None)
+    stage_requests = _plus(status.stage_requests, steady)
+    in_stage = stage_requests.stable + stage_requests.candidate
+    errors = Requests(
+        stable=status.errors.stable + sum(each.stable.events.get("errors", 0) for each in seen.windows),
+        candidate=status.errors.candidate + sum(each.candidate.events.get("errors", 0) for each in seen.windows),
+    )
     evidence = tuple(
         MetricEvidence(
             metric=each.metric,
@@ -159,9 +158,18 @@ def _judged(spec: Spec, status: Status, seen: Observation, now: datetime) -> tup
         "needs_requests": decision.needs_requests,
         "needs_seconds": decision.needs_s,
         "requests": requests,
+        "stage_requests": stage_requests,
+        "observed_traffic": 100 * stage_requests.candidate / in_stage if in_stage else None,
         "errors": errors,
     }
     return status.model_copy(update=update), decision
+
+
+def _plus(before: Requests, windows: tuple[Window, ...]) -> Requests:
+    return Requests(
+        stable=before.stable + sum(each.stable.requests for each in windows),
+        candidate=before.candidate + sum(each.candidate.requests for each in windows),
+    )
 
 
 def _stop_reason(spec: Spec, status: Status, seen: Observation, decision: Decision | None) -> str | None:
@@ -277,6 +285,8 @@ def _enter_stage(plan: Plan, status: Status, seen: Observation, now: datetime, s
         told,
         stage=stage,
         traffic=traffic,
+        stage_requests=Requests(),
+        observed_traffic=None,
     )
     return status, _split(status, seen, traffic)
 

@@ -127,7 +127,7 @@ class HistoryEntry(Document):
 class Status(Document):
     """`stage` is the index of the plan's stage, len(stages) in the bake, None before any traffic.
 
-    `traffic` is the candidate's wanted percent, `observed_traffic` its share of the requests answered in this stage.
+    `traffic` is the candidate's wanted percent, `observed_traffic` its percent of the requests answered in this stage.
     `entered_at` is when the phase (or stage) began, `judge_state` the judge's own document.
     """
 
@@ -145,6 +145,7 @@ class Status(Document):
     needs_seconds: float | None = None
     checks: tuple[Check, ...] = ()
     requests: Requests = Requests()
+    stage_requests: Requests = Requests()
     errors: Requests = Requests()
     started_at: datetime | None = None
     entered_at: datetime | None = None
