@@ -127,7 +127,8 @@ class HistoryEntry(Document):
 class Status(Document):
     """`stage` is the index of the plan's stage, len(stages) in the bake, None before any traffic.
 
-    `traffic` is the candidate's wanted percent, `observed_traffic` its percent of the requests answered in this stage.
+    `traffic` is the candidate's wanted percent, `observed_traffic` its percent of the requests answered in the
+    stage.
     `entered_at` is when the phase (or stage) began, `judge_state` the judge's own document.
     """
 
