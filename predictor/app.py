@@ -10,7 +10,7 @@ import secrets
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 
 import orjson
 from numpy.typing import NDArray
@@ -22,11 +22,15 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from predictor import v1, v2
 from predictor.columns import Batch
 from predictor.errors import ClientError, NotFound, TooLarge, UnsupportedEncoding
+from predictor.explain import MAX_ROWS as EXPLAIN_ROWS
+from predictor.explain import Explainer
 from predictor.log import Entry, PredictionLog
 from predictor.scorer import Scores
 from predictor.telemetry import Telemetry
 
 logger = logging.getLogger("predictor")
+
+T = TypeVar("T")
 
 _REQUEST_ID: Final = re.compile(rb"[\x21-\x7e]{1,128}")
 _INFERENCE: Final = re.compile(r"/v1/models/[^/]+:predict|/v2/models/[^/]+/infer")
@@ -64,6 +68,7 @@ class Service:
     health: Health
     limits: Limits = Limits()
     log: PredictionLog | None = None
+    explainer: Explainer | None = None
 
     def record(self, request_id: str, batch: Batch, scores: NDArray[Any]) -> None:
         self.telemetry.add_scores(scores)
@@ -91,15 +96,18 @@ def application(service: Service) -> Router:
     """Raises `ClientError`."""
     signature, layout, max_rows = service.scores.signature, service.scores.layout, service.limits.rows
 
-    async def respond(request: Request, answer: Callable[[bytes], Answer]) -> Response:
+    async def answered(request: Request, answer: Callable[[bytes], T]) -> T:
         check_model(service, request.path_params["model"])
         body = await _body(request, service.limits.body_bytes)
-        answered = answer(body) if len(body) <= INLINE_BYTES else await asyncio.to_thread(answer, body)
-        service.record(request.scope[REQUEST_ID], answered.batch, answered.scores)
-        if answered.json_length is None:
-            return _json_bytes(answered.body)
-        headers = {JSON_LENGTH: str(answered.json_length)}
-        return Response(answered.body, media_type="application/octet-stream", headers=headers)
+        return answer(body) if len(body) <= INLINE_BYTES else await asyncio.to_thread(answer, body)
+
+    async def respond(request: Request, answer: Callable[[bytes], Answer]) -> Response:
+        given = await answered(request, answer)
+        service.record(request.scope[REQUEST_ID], given.batch, given.scores)
+        if given.json_length is None:
+            return _json_bytes(given.body)
+        headers = {JSON_LENGTH: str(given.json_length)}
+        return Response(given.body, media_type="application/octet-stream", headers=headers)
 
     async def predict(request: Request) -> Response:
         def answer(body: bytes) -> Answer:
@@ -117,6 +125,18 @@ def application(service: Service) -> Router:
             return Answer(decoded.batch, scores, *v2.encode(service.model, request_id, decoded, signature, scores))
 
         return await respond(request, answer)
+
+    async def explain(request: Request) -> Response:
+        explainer = service.explainer
+        if explainer is None:
+            raise NotFound(f"Model {service.model!r} has no explanation: it was exported without one.")
+
+        def answer(body: bytes) -> bytes:
+            batch = v1.decode(body, layout, min(max_rows, EXPLAIN_ROWS))
+            scores = service.scores.score(batch)
+            return v1.encode_explanations(signature, scores, explainer.explain(batch, scores))
+
+        return _json_bytes(await answered(request, answer))
 
     async def alive(request: Request) -> Response:
         return _json({"status": "alive"})
@@ -151,6 +171,7 @@ def application(service: Service) -> Router:
         routes=[
             Route("/v1/models/{model}:predict", predict, methods=["POST"]),
             Route("/v2/models/{model}/infer", infer, methods=["POST"]),
+            Route("/v1/models/{model}:explain", explain, methods=["POST"]),
             Route("/metrics/serin.json", compact_metrics),
             Route("/metrics", metrics),
             Route("/v2/models/{model}/ready", model_ready),

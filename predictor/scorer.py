@@ -8,6 +8,7 @@ import onnxruntime
 from numpy.typing import NDArray
 
 from predictor.columns import Batch, Layout, from_records
+from predictor.explain import Explainer
 from serin.errors import UserError
 from serin.model import MODEL_FILE, SAMPLES_FILE, Samples, Signature
 
@@ -74,17 +75,28 @@ class Scorer:
         return result
 
 
-def warm_up(scorer: Scorer, samples: Samples) -> None:
-    """Score the model's own samples, one by one as clients do and all at once.
+def warm_up(scorer: Scorer, explainer: Explainer | None, samples: Samples) -> None:
+    """Score the model's own samples, one by one as clients do and all at once, and explain some.
 
-    Raises `UserError` when a score differs from the one training recorded.
+    Raises `UserError` when a score differs from the one training recorded, or contributions do not add up to it.
     """
-    for record in samples.records[:32]:
+    records = samples.records
+    for record in records[:32]:
         scorer.score(from_records(scorer.layout, [record]))
-    scores = scorer.score(from_records(scorer.layout, samples.records))
-    difference = float(np.abs(scores - np.asarray(samples.scores)).max(initial=0.0))
-    if not difference <= PARITY:
+    batch = from_records(scorer.layout, records)
+    _check(scorer.score(batch), np.asarray(samples.scores), f"scores of {SAMPLES_FILE}")
+    if explainer:
+        some = from_records(scorer.layout, records[:4])
+        scores = scorer.score(some)
+        contributions = explainer.explain(some, scores)
+        log_odds = contributions.base + contributions.values.sum(axis=1)
+        _check(1 / (1 + np.exp(-log_odds)), scores, "sums of contributions")
+
+
+def _check(found: NDArray[Any], expected: NDArray[Any], what: str) -> None:
+    difference = float(np.abs(found - expected).max(initial=0.0))
+    if not difference <= PARITY:  # NaN is no parity either
         raise UserError(
-            f"Model: scores of {SAMPLES_FILE} differ by {difference:.2g} from those training recorded "
-            f"(at most {PARITY:g} is allowed); export the model again."
+            f"Model: {what} differ by {difference:.2g} from what training recorded (at most {PARITY:g} is allowed); "
+            "export the model again."
         )

@@ -15,9 +15,10 @@ from types import FrameType
 from typing import Final
 
 import uvicorn
+from pydantic import ValidationError
 from starlette.types import ASGIApp
 
-from predictor import threads
+from predictor import explain, threads
 from predictor.app import Health, Limits, Observed, Service, application
 from predictor.log import Fields, PredictionLog
 from predictor.scorer import Scorer, Scores, warm_up
@@ -65,9 +66,17 @@ def serve(
     """
     logging.basicConfig(level=logging.WARNING, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
     root: Path = arguments.model_dir
-    signature = model.verify(root, arguments.digest)
-    scorer = Scorer.load(root, signature)
-    warm_up(scorer, model.samples(root))
+    try:
+        signature, samples = model.verify(root, arguments.digest), model.samples(root)
+        scorer = Scorer.load(root, signature)
+        explainer = explain.load(root, scorer.layout)
+    except ValidationError as error:
+        reason = f"{error.title}: {error.errors()[0]['msg']}"
+        raise UserError(
+            f"Model {root}: a file in meta/ is not what this server reads ({reason}); serve it with the version that "
+            "made it, or export it again."
+        ) from error
+    warm_up(scorer, explainer, samples)
     names = {"model": arguments.model_name, "revision": arguments.revision}
     log = _log(arguments, scorer, digest=model.digest(root), **names)
     service = Service(
@@ -78,6 +87,7 @@ def serve(
         health=Health(),
         limits=Limits(arguments.max_body_bytes, arguments.max_rows),
         log=log,
+        explainer=explainer,
     )
     config = uvicorn.Config(
         Observed(wrap(application(service)), service),

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from predictor import answers
 from predictor.columns import Batch, Layout, from_records, json_name
 from predictor.errors import InvalidInput, TooLarge
+from predictor.explain import Contributions
 from serin.model import Signature
 
 
@@ -70,3 +71,13 @@ def encode(signature: Signature, scores: NDArray[Any]) -> bytes:
     """`{"predictions": [{"probability": 0.83, "decision": "Yes"}, …]}`, with "review" if the model has a band."""
     rows = answers.rows(answers.columns(signature, scores))
     return orjson.dumps({"predictions": rows}, option=orjson.OPT_SERIALIZE_NUMPY)
+
+
+def encode_explanations(signature: Signature, scores: NDArray[Any], contributions: Contributions) -> bytes:
+    """`{"explanations": [{"probability": 0.83, …, "base": -1.2, "contributions": {"tenure": 0.4, …}}, …]}`, in
+    log-odds: 1 / (1 + exp(-(base + sum of contributions))) is the probability."""
+    rows = answers.rows(answers.columns(signature, scores))
+    for row, values in zip(rows, contributions.values.tolist(), strict=True):
+        row["base"] = contributions.base
+        row["contributions"] = dict(zip(contributions.features, values, strict=True))
+    return orjson.dumps({"explanations": rows}, option=orjson.OPT_SERIALIZE_NUMPY)

@@ -7,6 +7,7 @@ from pathlib import Path
 import onnx
 from onnx import TensorProto, helper
 
+from serin.explanation import EXPLANATION_FILE, Category, Explanation, Linear, Number
 from serin.model import Feature, Record, Samples, Signature, seal
 
 SIGNATURE = Signature(
@@ -35,6 +36,18 @@ RECORDS: tuple[Record, ...] = (
     {"tenure": 5, "Montant dû": 20.5, "Contract": "Month-to-month"},
     {"tenure": 40, "Montant dû": None, "Contract": "One year"},
     {"tenure": None, "Contract": None},
+)
+
+
+EXPLANATION = Explanation(
+    slope=1.0,
+    intercept=0.0,
+    columns=(
+        Number(feature="tenure", fill=0.0),
+        Number(feature="Montant dû", fill=0.0),
+        Category(feature="Contract", value="One year"),
+    ),
+    learner=Linear(base=2 - 0.1 * 30 + 0.01 * 60 - 0.25, weights=(-0.1, 0.01, -1), centers=(30, 60, 0.25)),
 )
 
 
@@ -72,7 +85,13 @@ def onnx_model() -> onnx.ModelProto:
     return helper.make_model(graph, opset_imports=opsets, ir_version=9)
 
 
-def write(root: Path, *, model: onnx.ModelProto | None = None, scores: tuple[float, ...] | None = None) -> str:
+def write(
+    root: Path,
+    *,
+    model: onnx.ModelProto | None = None,
+    scores: tuple[float, ...] | None = None,
+    explanation: Explanation = EXPLANATION,
+) -> str:
     """Write and seal a model directory; returns its digest."""
     (root / "model").mkdir(parents=True)
     (root / "meta").mkdir()
@@ -82,4 +101,5 @@ def write(root: Path, *, model: onnx.ModelProto | None = None, scores: tuple[flo
     (root / "meta" / "samples.json").write_text(samples.model_dump_json(), encoding="utf-8")
     (root / "meta" / "profile.json").write_text(json.dumps({}), encoding="utf-8")
     (root / "meta" / "card.md").write_text("# Tiny\n", encoding="utf-8")
+    (root / EXPLANATION_FILE).write_text(explanation.model_dump_json(), encoding="utf-8")
     return seal(root)

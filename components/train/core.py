@@ -14,13 +14,15 @@ from threadpoolctl import threadpool_limits
 from components import dataset
 from components.config import Config, Learner
 from components.evaluate import metrics
-from components.train import card, features, scoring
+from components.train import card, explanation, features, scoring
 from components.train.calibration import IDENTITY, cheapest_threshold
 from components.train.export import check_parity, hostile, to_onnx
 from components.train.fitting import FOLDS, Trained, fit
 from components.train.learners import RECIPES
 from components.train.record import TRAINING_FILE, Record
+from components.train.review import review_band
 from serin.errors import UserError
+from serin.explanation import EXPLANATION_FILE
 from serin.histograms import SCORE_EDGES
 from serin.model import (
     CARD_FILE,
@@ -95,6 +97,7 @@ def train(
         positive=schema.positive,
         negative=schema.negative,
         threshold=threshold,
+        review=review_band(trained.probabilities, y, config.costs),
         features=columns,
     )
     scores = _export(trained, columns, test_inputs, out)
@@ -105,6 +108,7 @@ def train(
         CONTRACT_FILE: (train / dataset.CONTRACT_FILE).read_text(encoding="utf-8"),
         PROFILE_FILE: _profile(train, scores),
         CARD_FILE: card.write(config, schema, record),
+        EXPLANATION_FILE: explanation.of(trained.estimator, trained.sigmoid, columns, inputs).model_dump_json(),
     }
     (out / "meta").mkdir(exist_ok=True)
     for file, text in texts.items():

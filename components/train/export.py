@@ -5,9 +5,7 @@ the leaves; here every learner ends in its log-odds, computed in double wherever
 the calibration and one sigmoid. Trees become a TreeEnsembleRegressor that sums leaves.
 """
 
-import json
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any, Final
 
 import numpy as np
@@ -15,12 +13,12 @@ import numpy.typing as npt
 import onnx
 import pandas as pd
 from onnx import TensorProto, helper, numpy_helper
-from scipy.special import logit
 from sklearn.base import BaseEstimator
 from sklearn.pipeline import Pipeline
 
 from components.train.calibration import Sigmoid
 from components.train.rule import Ranges, SingleColumnRule
+from components.train.trees import Ensemble, of_hist_gradient_boosting, of_xgboost
 from serin.model import Feature
 
 OPSETS: Final = (helper.make_opsetid("", 18), helper.make_opsetid("ai.onnx.ml", 3))
@@ -156,22 +154,12 @@ def _logistic(graph: _Graph, pipeline: Pipeline) -> str:
     return graph.node("Add", weighted, graph.constant(learner.intercept_, np.float64))
 
 
-@dataclass(frozen=True)
-class _Tree:
-    """Arrays over the nodes of one tree, node 0 is its root; a leaf has left == -1 and its value in `value`."""
-
-    left: np.ndarray
-    right: np.ndarray
-    feature: np.ndarray
-    value: np.ndarray
-
-
-def _ensemble(graph: _Graph, pipeline: Pipeline, trees: list[_Tree], mode: str, base: float) -> str:
-    """Sum of leaves plus `base`; `mode` is the comparison with the threshold that leads to the left."""
+def _ensemble(graph: _Graph, pipeline: Pipeline, ensemble: Ensemble) -> str:
+    trees = ensemble.trees
     sizes = [len(tree.left) for tree in trees]
     tree_ids, node_ids = np.repeat(np.arange(len(trees)), sizes), np.concatenate([np.arange(n) for n in sizes])
-    left, right, feature, value = (
-        np.concatenate([getattr(tree, name) for tree in trees]) for name in ("left", "right", "feature", "value")
+    left, right, column, value = (
+        np.concatenate([getattr(tree, name) for tree in trees]) for name in ("left", "right", "column", "value")
     )
     leaf = left == -1
     total = graph.ml(
@@ -180,8 +168,8 @@ def _ensemble(graph: _Graph, pipeline: Pipeline, trees: list[_Tree], mode: str, 
         n_targets=1,
         nodes_treeids=tree_ids.tolist(),
         nodes_nodeids=node_ids.tolist(),
-        nodes_featureids=np.where(leaf, 0, feature).tolist(),
-        nodes_modes=np.where(leaf, "LEAF", mode).tolist(),
+        nodes_featureids=np.where(leaf, 0, column).tolist(),
+        nodes_modes=np.where(leaf, "LEAF", "BRANCH_LT").tolist(),
         nodes_values=np.where(leaf, 0, value).tolist(),
         nodes_truenodeids=np.where(leaf, 0, left).tolist(),
         nodes_falsenodeids=np.where(leaf, 0, right).tolist(),
@@ -190,40 +178,15 @@ def _ensemble(graph: _Graph, pipeline: Pipeline, trees: list[_Tree], mode: str, 
         target_ids=np.zeros(int(leaf.sum()), int).tolist(),
         target_weights=value[leaf].tolist(),
     )
-    return graph.node("Add", graph.cast(total, TensorProto.DOUBLE), graph.constant(base, np.float64))
+    return graph.node("Add", graph.cast(total, TensorProto.DOUBLE), graph.constant(ensemble.bias, np.float64))
 
 
 def _hist_gradient_boosting(graph: _Graph, pipeline: Pipeline) -> str:
-    learner = pipeline["learner"]
-    trees = []
-    for (predictor,) in learner._predictors:
-        nodes = predictor.nodes
-        leaf = nodes["is_leaf"].astype(bool)
-        value = np.where(leaf, nodes["value"], _round_down(nodes["num_threshold"]))
-        left = np.where(leaf, -1, nodes["left"].astype(np.int64))
-        trees.append(_Tree(left, nodes["right"].astype(np.int64), nodes["feature_idx"], value))
-    return _ensemble(graph, pipeline, trees, "BRANCH_LEQ", float(learner._baseline_prediction.item()))
-
-
-def _round_down(thresholds: np.ndarray) -> np.ndarray:
-    """The largest float32 not above: x <= threshold has the same answer for every float32 x."""
-    nearest = thresholds.astype(np.float32)
-    return np.where(nearest > thresholds, np.nextafter(nearest, np.float32(-np.inf)), nearest)
+    return _ensemble(graph, pipeline, of_hist_gradient_boosting(pipeline["learner"]))
 
 
 def _xgboost(graph: _Graph, pipeline: Pipeline) -> str:
-    document = json.loads(pipeline["learner"].get_booster().save_raw("json"))["learner"]
-    trees = [
-        _Tree(
-            np.asarray(tree["left_children"]),
-            np.asarray(tree["right_children"]),
-            np.asarray(tree["split_indices"]),
-            np.asarray(tree["split_conditions"]),
-        )
-        for tree in document["gradient_booster"]["model"]["trees"]
-    ]
-    base = float(logit(float(document["learner_model_param"]["base_score"])))
-    return _ensemble(graph, pipeline, trees, "BRANCH_LT", base)
+    return _ensemble(graph, pipeline, of_xgboost(pipeline["learner"]))
 
 
 _MARGINS: Final[dict[str, Callable[[_Graph, Any], str]]] = {

@@ -16,6 +16,8 @@ import predictor_models as models
 import pytest
 from predictor_process import DEADLINE_S, await_ready, command, free_port, predict, request, running
 
+from serin.model import seal
+
 
 @pytest.fixture(scope="module")
 def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
@@ -160,6 +162,18 @@ def test_refuses_a_model_that_is_not_the_signatures(tmp_path: Path) -> None:
 def test_refuses_a_model_that_scores_otherwise_than_in_training(tmp_path: Path) -> None:
     models.write(tmp_path, scores=(0.1, 0.2, 0.3))
     assert "meta/samples.json differ by" in refused(tmp_path)
+
+
+def test_refuses_an_explanation_that_does_not_add_up(tmp_path: Path) -> None:
+    models.write(tmp_path, explanation=models.EXPLANATION.model_copy(update={"intercept": 0.1}))
+    assert "sums of contributions differ by" in refused(tmp_path)
+
+
+def test_refuses_a_file_it_cannot_read(tmp_path: Path) -> None:
+    models.write(tmp_path)
+    (tmp_path / "meta" / "signature.json").write_text('{"version": 2}', encoding="utf-8")
+    seal(tmp_path)
+    assert "not what this server reads (Signature: Input should be 1)" in refused(tmp_path)
 
 
 def test_refuses_a_port_in_use(root: Path) -> None:

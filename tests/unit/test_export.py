@@ -17,12 +17,12 @@ from components.train.export import (
     PARITY,
     UNSEEN,
     ParityError,
-    _round_down,
     check_parity,
     hostile,
     to_onnx,
 )
 from components.train.learners import RECIPES, margin
+from components.train.trees import just_above
 from serin.errors import UserError
 from serin.model import Feature
 
@@ -127,9 +127,9 @@ def test_rounding_down_keeps_every_comparison() -> None:
     b = np.nextafter(a, np.float32(2))
     middle = (np.float64(a) + np.float64(b)) / 2
     for threshold in (middle, np.nextafter(middle, 2), np.float64(a), np.float64(b), -middle):
-        (rounded,) = _round_down(np.array([threshold]))
-        assert rounded.dtype == np.float32
-        assert [x <= rounded for x in (-b, -a, a, b)] == [np.float64(x) <= threshold for x in (-b, -a, a, b)]
+        (above,) = just_above(np.array([threshold]))
+        assert above.dtype == np.float32
+        assert [x < above for x in (-b, -a, a, b)] == [np.float64(x) <= threshold for x in (-b, -a, a, b)]
 
 
 def test_parity_names_the_row_and_the_difference() -> None:

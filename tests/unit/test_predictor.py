@@ -15,11 +15,13 @@ from hypothesis import strategies as st
 
 from predictor.app import Health, Limits, Observed, Service, application
 from predictor.columns import Layout
+from predictor.explain import Explainer
 from predictor.scorer import Scorer
 from predictor.telemetry import Telemetry
 
 PREDICT = "/v1/models/churn:predict"
 INFER = "/v2/models/churn/infer"
+EXPLAIN = "/v1/models/churn:explain"
 
 
 @pytest.fixture(scope="module")
@@ -60,9 +62,9 @@ class Client:
         return self.request("POST", path, **more)
 
 
-def serve(scores: object, telemetry: Telemetry) -> Client:
+def serve(scores: object, telemetry: Telemetry, explainer: Explainer | None = None) -> Client:
     limits = Limits(body_bytes=2000, rows=20)
-    service = Service("churn", "churn-00001", "sha256:1", scores, telemetry, Health(), limits)
+    service = Service("churn", "churn-00001", "sha256:1", scores, telemetry, Health(), limits, explainer=explainer)
     return Client(Observed(application(service), service))
 
 
@@ -154,6 +156,25 @@ def test_scores_in_the_band_are_for_review(root: Path) -> None:
         "datatype": "BOOL",
         "shape": [-1],
     }
+
+
+def test_explanations_add_up(scorer: Scorer, telemetry: Telemetry) -> None:
+    client = serve(scorer, telemetry, Explainer(models.EXPLANATION, scorer.layout))
+    answer = client.post(EXPLAIN, content=orjson.dumps({"instances": models.RECORDS}))
+    assert answer.status_code == 200, answer.text
+    for record, explained in zip(models.RECORDS, answer.json()["explanations"], strict=True):
+        assert set(explained["contributions"]) == {"tenure", "Montant dû", "Contract"}
+        log_odds = explained["base"] + sum(explained["contributions"].values())
+        assert 1 / (1 + math.exp(-log_odds)) == pytest.approx(explained["probability"], abs=1e-6)
+        assert explained["probability"] == pytest.approx(models.score(record), abs=1e-6)
+    assert telemetry.requests == {} and telemetry.score == {}
+
+
+def test_a_bad_request_for_an_explanation(client: Client, scorer: Scorer, telemetry: Telemetry) -> None:
+    assert "no explanation" in refusal(client, {"instances": [{}]}, EXPLAIN, status=404)
+    explained = serve(scorer, telemetry, Explainer(models.EXPLANATION, scorer.layout))
+    assert "Unknown field 'x'" in refusal(explained, {"instances": [{"x": 1}]}, EXPLAIN)
+    assert "at most 20 rows" in refusal(explained, {"instances": [{}] * 21}, EXPLAIN, status=413)
 
 
 # ---- V2

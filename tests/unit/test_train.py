@@ -17,6 +17,7 @@ from components.train.calibration import IDENTITY, Sigmoid, calibrate, cheapest_
 from components.train.core import train
 from components.train.features import CATEGORIES, frame, of_schema, top_categories
 from components.train.fitting import folds
+from predictor import explain
 from predictor.scorer import Scorer, warm_up
 from serin import model
 from serin.errors import UserError
@@ -60,6 +61,7 @@ def test_directory_is_sealed_and_complete(trained: Path) -> None:
         "contract.json",
         "card.md",
         "training.json",
+        "explanation.json",
         "digests.json",
     }
 
@@ -76,7 +78,10 @@ def test_samples_are_what_a_client_sends_and_the_model_answers(trained: Path, si
 
 
 def test_predictor_serves_it(trained: Path) -> None:
-    warm_up(Scorer.load(trained, model.verify(trained)), model.samples(trained))
+    scorer = Scorer.load(trained, model.verify(trained))
+    explainer = explain.load(trained, scorer.layout)
+    assert explainer is not None
+    warm_up(scorer, explainer, model.samples(trained))
 
 
 def test_record_is_out_of_fold_and_better_than_chance(trained: Path) -> None:
