@@ -166,7 +166,7 @@ class Run:
         return ours[-1] if ours else None
 
     def _windows(self, rollout: ModelRollout) -> list[dict[str, Any]]:
-        return self._platform.store.windows(rollout.metadata.name, rollout.metadata.namespace)
+        return self._platform.store.windows(rollout.metadata.name, rollout.metadata.namespace, last=view.WINDOWS)
 
 
 class _Screen:

@@ -248,7 +248,7 @@ def _rate(traffic: str) -> float:
 def _watch(platform: Embedded, name: str) -> ModelRollout:
     def read() -> tuple[ModelRollout, list[dict[str, object]]]:
         found = platform.store.rollout(name, platform.namespace)
-        return found, platform.store.windows(name, platform.namespace)
+        return found, platform.store.windows(name, platform.namespace, last=view.WINDOWS)
 
     return view.follow(
         read,

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from serin.errors import UserError
-from serin.rollout import ModelRollout, Spec, Status
+from serin.rollout import ModelRollout, Phase, Spec, Status
 
 SCHEMA_VERSION: Final = 1
 _SCHEMA: Final = """
@@ -142,6 +142,16 @@ class Store:
         )
         return [_rollout(row) for row in rows]
 
+    def unfinished(self) -> list[ModelRollout]:
+        """Every rollout that is not at a terminal phase, oldest first."""
+        ended = [phase.value for phase in Phase if phase.terminal]
+        rows = self._rows(
+            "SELECT * FROM rollout WHERE json_extract(status, '$.phase') NOT IN (SELECT value FROM json_each(?))"
+            " ORDER BY created_at, rowid",
+            json.dumps(ended),
+        )
+        return [_rollout(row) for row in rows]
+
     def find_rollout(self, name: str, namespace: str) -> ModelRollout | None:
         rows = self._rows("SELECT * FROM rollout WHERE namespace = ? AND name = ?", namespace, name)
         return _rollout(rows[0]) if rows else None
@@ -205,11 +215,15 @@ class Store:
             (rollout.metadata.namespace, rollout.metadata.name, window_id, json.dumps(document)),
         )
 
-    def windows(self, name: str, namespace: str) -> list[dict[str, Any]]:
+    def windows(self, name: str, namespace: str, *, last: int | None = None) -> list[dict[str, Any]]:
+        """The timeline of a rollout in order, or only its end."""
         rows = self._rows(
-            "SELECT document FROM window WHERE namespace = ? AND rollout = ? ORDER BY id", namespace, name
+            "SELECT document FROM window WHERE namespace = ? AND rollout = ? ORDER BY id DESC LIMIT ?",
+            namespace,
+            name,
+            -1 if last is None else last,
         )
-        return [json.loads(row["document"]) for row in rows]
+        return [json.loads(row["document"]) for row in reversed(rows)]
 
     # services and revisions
 

@@ -17,6 +17,8 @@ from serin.timeline import Arm
 
 RECENT_S: Final = 30
 """Latencies and rates are those of the last so many seconds."""
+WINDOWS: Final = 200
+"""As many of the latest windows are enough for RECENT_S."""
 SPARK_SLOTS: Final = 15
 BAR: Final = 40
 RATIO_BAR: Final = 25

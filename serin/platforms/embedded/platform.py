@@ -75,12 +75,11 @@ def _local_path(uri: str) -> Path:
     return Path(uri)
 
 
-def active_rollouts(rollouts: list[ModelRollout]) -> list[tuple[ModelRollout, str | None, str | None]]:
-    """Every unfinished rollout with the older one it waits for and the newer one that supersedes it.
+def active_rollouts(unfinished: list[ModelRollout]) -> list[tuple[ModelRollout, str | None, str | None]]:
+    """Each with the older one it waits for and the newer one that supersedes it.
 
-    `rollouts` oldest first. Of one service only the oldest unfinished rollout acts.
+    `unfinished`: rollouts, oldest first. Of one service only the oldest acts.
     """
-    unfinished = [each for each in rollouts if not each.status.phase.terminal]
     result = []
     for each in unfinished:
         same = [

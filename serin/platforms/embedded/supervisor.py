@@ -89,7 +89,7 @@ class Supervisor:
         if stats is None:
             return
         seen = self._confirmed(stats)
-        for rollout, waits_for, superseded_by in active_rollouts(self._store.rollouts()):
+        for rollout, waits_for, superseded_by in active_rollouts(self._store.unfinished()):
             try:
                 await self._step(rollout, stats, seen, waits_for, superseded_by)
             except Exception:
