@@ -63,11 +63,11 @@ test: .venv/.ready-dev ## Lint and the whole test suite
 	@$(MAKE) lint
 	@$(BIN)/pytest -n 2 --dist loadgroup
 
-bench-pipeline: .venv/.ready-dev ## Measure the whole story and the pipeline's overhead
-bench-rollout: .venv/.ready-dev ## Measure rollouts: lost requests, splits, exposure, kills
-bench-judge: .venv/.ready-dev ## Measure the judge on simulated traffic
-bench-predictor: .venv/.ready-dev ## Measure the model server against the stock ones
-bench-%:
+bench-pipeline: ## Measure the whole story and the pipeline's overhead
+bench-rollout: ## Measure rollouts: lost requests, splits, exposure, kills
+bench-judge: ## Measure the judge on simulated traffic
+bench-predictor: ## Measure the model server against the stock ones
+bench-pipeline bench-rollout bench-judge bench-predictor: bench-%: .venv/.ready-dev
 	@$(BIN)/python -m benchmarks.$*
 
 clean: ## Stop everything and delete .venv, .serin, .cache and runs
