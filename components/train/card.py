@@ -24,8 +24,8 @@ def write(config: Config, schema: Schema, record: Record) -> str:
             "## Data",
             f"{record.rows} training rows, {record.event_rate:.1%} of them `{schema.positive}`; "
             f"{len(schema.features)} inputs: {', '.join(f'`{c.name}` ({c.dtype})' for c in schema.features)}.",
-            "A missing number becomes the median of its column; a missing string is a value of its own; a value not",
-            "seen in training counts as none of the known ones.",
+            "A missing number becomes the median of its column; a missing string is a value of its own; a rare value",
+            "and one not seen in training are the same to the model.",
             "",
             "## Figures, out-of-fold on the training rows",
             f"| log loss | AUC | cost per decision | calibrated | settings tried |\n|{'---|' * 5}",

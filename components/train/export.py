@@ -15,6 +15,7 @@ import pandas as pd
 from onnx import TensorProto, helper, numpy_helper
 from sklearn.base import BaseEstimator
 from sklearn.pipeline import Pipeline
+from sklearn.preprocessing import OneHotEncoder
 
 from components.train.calibration import Sigmoid
 from components.train.rule import Ranges, SingleColumnRule
@@ -127,7 +128,7 @@ def _rule(graph: _Graph, rule: SingleColumnRule) -> str:
 
 
 def _columns(graph: _Graph, pipeline: Pipeline, dtype: int) -> str:
-    """What the pipeline's columns hand to the learner, [N, width]: imputed numbers, then one-hot strings."""
+    """What the pipeline's columns hand to the learner, [N, width]: numbers, then encoded strings."""
     parts = []
     for name, step, inputs in pipeline["columns"].transformers_:
         if name == "numbers":
@@ -140,10 +141,19 @@ def _columns(graph: _Graph, pipeline: Pipeline, dtype: int) -> str:
                 part = graph.node("Div", part, graph.constant(scaler.scale_, np.float64))
             parts.append(graph.cast(part, dtype))
         elif name == "strings":
+            encode = _one_hot if isinstance(step, OneHotEncoder) else _ordinal
             for column, categories in zip(inputs, step.categories_, strict=True):
-                hot = graph.ml("OneHotEncoder", column, cats_strings=list(categories), zeros=1)
-                parts.append(graph.cast(graph.node("Flatten", hot, axis=1), dtype))
+                parts.append(graph.cast(encode(graph, column, list(categories)), dtype))
     return graph.node("Concat", *parts, axis=1)
+
+
+def _one_hot(graph: _Graph, column: str, categories: list[str]) -> str:
+    return graph.node("Flatten", graph.ml("OneHotEncoder", column, cats_strings=categories, zeros=1), axis=1)
+
+
+def _ordinal(graph: _Graph, column: str, categories: list[str]) -> str:
+    codes = [float(code) for code in range(len(categories))]
+    return graph.ml("LabelEncoder", column, keys_strings=categories, values_floats=codes, default_float=-1.0)
 
 
 def _logistic(graph: _Graph, pipeline: Pipeline) -> str:

@@ -15,7 +15,7 @@ from sklearn.base import BaseEstimator
 from sklearn.compose import ColumnTransformer
 from sklearn.impute import SimpleImputer
 from sklearn.pipeline import Pipeline
-from sklearn.preprocessing import OneHotEncoder, StandardScaler
+from sklearn.preprocessing import OneHotEncoder, OrdinalEncoder, StandardScaler
 
 from components.config import Learner
 from components.train.features import top_categories
@@ -32,24 +32,41 @@ class Recipe:
     space: Mapping[str, BaseDistribution]
 
 
-def _columns(inputs: pd.DataFrame, *, scale: bool) -> ColumnTransformer:
-    """Numbers: median for missing, scaled on request. Strings: one column per frequent value, none for unseen ones.
+def _linear_columns(inputs: pd.DataFrame) -> ColumnTransformer:
+    """Numbers: median for missing, scaled. Strings: a column per frequent value, all 0 for rare and unseen ones."""
+    strings = OneHotEncoder(categories=_categories(inputs), handle_unknown="ignore", sparse_output=False)
+    return _columns(inputs, Pipeline([("impute", _imputer()), ("scale", StandardScaler())]), strings)
 
-    The categories come from all of `inputs`, so that every fold has the same columns; no label is involved.
-    """
-    numbers = [name for name in inputs.columns if inputs[name].dtype == np.float32]
-    strings = [name for name in inputs.columns if name not in numbers]
-    imputer = SimpleImputer(strategy="median", keep_empty_features=True)
-    parts: list[tuple[str, BaseEstimator, list[str]]] = []
-    if numbers:
-        steps = [("impute", imputer)] + ([("scale", StandardScaler())] if scale else [])
-        parts.append(("numbers", Pipeline(steps), numbers))
-    if strings:
-        # XGBoost would read the zeros of a sparse matrix as missing
-        categories = [top_categories(inputs[name]) for name in strings]
-        encoder = OneHotEncoder(categories=categories, handle_unknown="ignore", sparse_output=False)
-        parts.append(("strings", encoder, strings))
-    return ColumnTransformer(parts)
+
+def _tree_columns(inputs: pd.DataFrame) -> ColumnTransformer:
+    """Numbers: median for missing. Strings: frequent values numbered by frequency, -1 for rare and unseen ones. Trees
+    do as well on the numbers as on a column per value, in a fraction of the time."""
+    strings = OrdinalEncoder(
+        categories=_categories(inputs), handle_unknown="use_encoded_value", unknown_value=-1, dtype=np.float32
+    )
+    return _columns(inputs, Pipeline([("impute", _imputer())]), strings)
+
+
+def _columns(inputs: pd.DataFrame, numbers: Pipeline, strings: BaseEstimator) -> ColumnTransformer:
+    parts = (("numbers", numbers, _numbers(inputs)), ("strings", strings, _strings(inputs)))
+    return ColumnTransformer([part for part in parts if part[2]])
+
+
+def _imputer() -> SimpleImputer:
+    return SimpleImputer(strategy="median", keep_empty_features=True)
+
+
+def _numbers(inputs: pd.DataFrame) -> list[str]:
+    return [str(name) for name in inputs.columns if inputs[name].dtype == np.float32]
+
+
+def _strings(inputs: pd.DataFrame) -> list[str]:
+    return [str(name) for name in inputs.columns if inputs[name].dtype != np.float32]
+
+
+def _categories(inputs: pd.DataFrame) -> list[list[str]]:
+    """Of all `inputs`, so that every fold has the same ones; no label is involved."""
+    return [top_categories(inputs[name]) for name in _strings(inputs)]
 
 
 def _rule(params: Params, inputs: pd.DataFrame, seed: int) -> BaseEstimator:
@@ -62,21 +79,21 @@ def _logistic(params: Params, inputs: pd.DataFrame, seed: int) -> BaseEstimator:
     from sklearn.linear_model import LogisticRegression
 
     learner = LogisticRegression(**params, max_iter=1000)
-    return Pipeline([("columns", _columns(inputs, scale=True)), ("learner", learner)])
+    return Pipeline([("columns", _linear_columns(inputs)), ("learner", learner)])
 
 
 def _hist_gradient_boosting(params: Params, inputs: pd.DataFrame, seed: int) -> BaseEstimator:
     from sklearn.ensemble import HistGradientBoostingClassifier
 
     learner = HistGradientBoostingClassifier(**params, early_stopping=False, random_state=seed)
-    return Pipeline([("columns", _columns(inputs, scale=False)), ("learner", learner)])
+    return Pipeline([("columns", _tree_columns(inputs)), ("learner", learner)])
 
 
 def _xgboost(params: Params, inputs: pd.DataFrame, seed: int) -> BaseEstimator:
     from xgboost import XGBClassifier
 
     learner = XGBClassifier(**params, objective="binary:logistic", tree_method="hist", n_jobs=1, random_state=seed)
-    return Pipeline([("columns", _columns(inputs, scale=False)), ("learner", learner)])
+    return Pipeline([("columns", _tree_columns(inputs)), ("learner", learner)])
 
 
 RECIPES: Final[Mapping[Learner, Recipe]] = {
