@@ -16,6 +16,7 @@ import predictor_models as models
 import pytest
 from predictor_process import DEADLINE_S, await_ready, command, free_port, predict, request, running
 
+from benchmarks.predictor_fuzz import fuzz
 from serin.model import seal
 
 
@@ -86,6 +87,17 @@ def reachable(port: int, host: str) -> bool:
     except OSError:
         return False
     return True
+
+
+def test_malformed_requests_are_never_the_servers_fault(root: Path) -> None:
+    faults: list[tuple[bytes, bytes]] = []
+    with running(root) as (process, port):
+        outcomes = fuzz(
+            port, count=1500, seed=3, model="churn", records=models.RECORDS, failed=lambda *pair: faults.append(pair)
+        )
+        assert faults == []
+        assert {"200", "400", "404", "405", "415"} <= outcomes.keys()
+        assert process.poll() is None and predict(port)[0] == 200
 
 
 def test_a_large_batch_answers_as_its_rows_do(root: Path) -> None:
