@@ -27,9 +27,9 @@ help: ## This list
 setup: .venv/.ready ## Install everything, pinned and checked by hash, into .venv
 
 .venv/.ready: requirements.lock requirements-uv.lock pyproject.toml
-	@$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))' \
-	  || { echo "serin needs Python 3.11 to 3.13; choose one with PYTHON=python3.12 (found: $$($(PYTHON) --version))" >&2; exit 2; }
-	@[ -x $(BIN)/python ] || $(PYTHON) -m venv .venv
+	@"$(PYTHON)" -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))' \
+	  || { echo "serin needs Python 3.11 to 3.13; choose one with PYTHON=python3.12 (found: $$("$(PYTHON)" --version))" >&2; exit 2; }
+	@[ -x $(BIN)/python ] || "$(PYTHON)" -m venv .venv
 	@$(BIN)/python -m pip install -q --disable-pip-version-check --require-hashes -r requirements-uv.lock
 	@$(UV) pip install -q --python $(BIN)/python --require-hashes --compile-bytecode -r requirements.lock
 	@$(UV) pip install -q --python $(BIN)/python --no-deps -e .

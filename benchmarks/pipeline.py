@@ -94,7 +94,7 @@ def whole_story(folder: Path) -> list[Row]:
     """`make run` on a fresh clone, then on an empty platform with everything installed, then on unchanged data."""
     clone = folder / "a fresh clone"
     _checked(["git", "clone", "-q", str(ROOT), str(clone)], folder / "clone.log", {})
-    env = {"SERIN_PORT": str(free_port()), "PYTHON": sys.executable}
+    env = {"SERIN_PORT": str(free_port())}
     if "SERIN_DATA" not in os.environ:
         env["SERIN_CACHE"] = str(ROOT / ".cache")
     make = ["make", "-C", str(clone)]
