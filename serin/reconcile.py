@@ -5,12 +5,13 @@ restart at any moment changes nothing. A platform carries the actions out; each 
 revisions it is about, and a platform refuses it when those are no longer the ones in place.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Final
 
 from serin import judge
+from serin.errors import UserError
 from serin.judge.decision import Action as Verdict
 from serin.judge.decision import Decision
 from serin.judge.window import Window
@@ -29,6 +30,8 @@ from serin.rollout import (
 
 MAX_RESTARTS: Final = 2
 """A candidate that had to be started again more often than this is not fit to serve."""
+CHECKING: Final = "checking the candidate at 0 % traffic"
+BY_REQUEST: Final = "promoted by request, outside the judge's guarantee"
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,41 +108,60 @@ def reconcile(spec: Spec, status: Status, observation: Observation, now: datetim
     """The next status and what the platform is to do. `now` is UTC."""
     if status.phase.terminal:
         return status, ()
-    status = _named(status, observation)
+    if status.stage is None and observation.candidate is not None:
+        status = status.model_copy(update={"candidate_revision": observation.candidate.name})
+    status = _counted(status, observation.windows)
+    if observation.stable is not None and observation.stable.name == status.candidate_revision:
+        if observation.split != 0:
+            return _stay(status, "the candidate is stable now, the gateway has not confirmed it yet")
+        return _move(status, Phase.PROMOTED, now, status.history[-1].reason), ()
+    if status.phase is Phase.ROLLING_BACK:
+        return _rolling_back(status, observation, now)
     decision = None
     if observation.windows or status.judge_state is not None:
-        status, decision = _judged(spec, status, observation, now)
-    if observation.stable is not None and observation.stable.name == status.candidate_revision:
-        return _move(status, Phase.PROMOTED, now, status.reason), ()
+        try:
+            status, decision = _judged(spec, status, observation.windows, now)
+        except UserError as error:
+            return _roll_back(status, observation, now, f"stopped: {error}")
     reason = _stop_reason(spec, status, observation, decision)
-    if reason is not None and status.phase is not Phase.ROLLING_BACK:
+    if reason is not None:
         return _roll_back(status, observation, now, reason)
     return _STEPS[status.phase](spec, status, observation, now, decision)
 
 
-def _named(status: Status, seen: Observation) -> Status:
-    if status.candidate_revision is None and seen.candidate is not None:
-        return status.model_copy(update={"candidate_revision": seen.candidate.name})
-    return status
+def _counted(status: Status, windows: tuple[Window, ...]) -> Status:
+    """Add the answers in `windows`; those under the split in force also give the observed share."""
+    stage_requests = _plus(status.stage_requests, [each for each in windows if each.share == status.traffic / 100])
+    in_stage = stage_requests.stable + stage_requests.candidate
+    update = {
+        "requests": _plus(status.requests, windows),
+        "errors": Requests(
+            stable=status.errors.stable + sum(each.stable.events.get("errors", 0) for each in windows),
+            candidate=status.errors.candidate + sum(each.candidate.events.get("errors", 0) for each in windows),
+        ),
+        "stage_requests": stage_requests,
+        "observed_traffic": 100 * stage_requests.candidate / in_stage if in_stage else None,
+    }
+    return status.model_copy(update=update)
 
 
-def _judged(spec: Spec, status: Status, seen: Observation, now: datetime) -> tuple[Status, Decision]:
+def _plus(before: Requests, windows: Sequence[Window]) -> Requests:
+    return Requests(
+        stable=before.stable + sum(each.stable.requests for each in windows),
+        candidate=before.candidate + sum(each.candidate.requests for each in windows),
+    )
+
+
+def _judged(spec: Spec, status: Status, windows: tuple[Window, ...], now: datetime) -> tuple[Status, Decision]:
+    """Raises `UserError` when the judge's state is from another version of serin."""
     state = (
         judge.load(status.judge_state)
         if status.judge_state is not None
         else judge.start(judge.policy_for(spec.effective_plan, spec.judge))
     )
-    for window in seen.windows:
+    for window in windows:
         state = judge.observe(state, window)
     decision = judge.decide(state, now.timestamp())
-    requests = _plus(status.requests, seen.windows)
-    steady = tuple(each for each in seen.windows if each.stage == status.stage and each.share is not None)
-    stage_requests = _plus(status.stage_requests, steady)
-    in_stage = stage_requests.stable + stage_requests.candidate
-    errors = Requests(
-        stable=status.errors.stable + sum(each.stable.events.get("errors", 0) for each in seen.windows),
-        candidate=status.errors.candidate + sum(each.candidate.events.get("errors", 0) for each in seen.windows),
-    )
     evidence = tuple(
         MetricEvidence(
             metric=each.metric,
@@ -157,19 +179,8 @@ def _judged(spec: Spec, status: Status, seen: Observation, now: datetime) -> tup
         "alert": decision.alert,
         "needs_requests": decision.needs_requests,
         "needs_seconds": decision.needs_s,
-        "requests": requests,
-        "stage_requests": stage_requests,
-        "observed_traffic": 100 * stage_requests.candidate / in_stage if in_stage else None,
-        "errors": errors,
     }
     return status.model_copy(update=update), decision
-
-
-def _plus(before: Requests, windows: tuple[Window, ...]) -> Requests:
-    return Requests(
-        stable=before.stable + sum(each.stable.requests for each in windows),
-        candidate=before.candidate + sum(each.candidate.requests for each in windows),
-    )
 
 
 def _stop_reason(spec: Spec, status: Status, seen: Observation, decision: Decision | None) -> str | None:
@@ -202,8 +213,16 @@ def _move(status: Status, phase: Phase, now: datetime, reason: str, **update: ob
     return moved.model_copy(update={"history": (*moved.history, entry)})
 
 
-def _stay(status: Status, reason: str) -> Step:
-    return status.model_copy(update={"reason": reason}), ()
+def _stay(status: Status, reason: str, *actions: Action) -> Step:
+    return status.model_copy(update={"reason": reason}), actions
+
+
+def _hold(status: Status, phase: Phase, now: datetime, reason: str) -> Step:
+    """Be in `phase` with the split as it is. The stage's time runs on: the candidate is watched all the while."""
+    if status.phase is phase:
+        return _stay(status, reason)
+    told = reason if phase is Phase.WAITING else "resumed"
+    return _move(status, phase, now, told, entered_at=status.entered_at), ()
 
 
 def _age_s(status: Status, now: datetime) -> float:
@@ -240,7 +259,7 @@ def _dark(spec: Spec, status: Status, seen: Observation, now: datetime, _: Decis
     if seen.candidate is not None and seen.candidate.ready:
         if spec.effective_plan.checks is Checks.NONE and status.stable_revision is not None:
             return _after_checks(spec, status, seen, now, "checks at 0 % are switched off")
-        status = _move(status, Phase.CHECKING, now, "checking the candidate at 0 % traffic")
+        status = _move(status, Phase.CHECKING, now, CHECKING)
         return status, (RunChecks(candidate=seen.candidate.name, stable=status.stable_revision),)
     if _age_s(status, now) > limit_s:
         return _roll_back(status, seen, now, f"candidate was not ready after {limit_s:.0f} s")
@@ -251,44 +270,56 @@ def _dark(spec: Spec, status: Status, seen: Observation, now: datetime, _: Decis
 
 def _checking(spec: Spec, status: Status, seen: Observation, now: datetime, _: Decision | None) -> Step:
     limit_s = spec.effective_plan.start_seconds
+    ready = seen.candidate is not None and seen.candidate.ready
     if seen.checks is not None:
         status = status.model_copy(update={"checks": seen.checks})
         failed = [check for check in seen.checks if not check.passed]
         if failed:
             told = "; ".join(f"{check.name}: {check.detail}" for check in failed)
             return _roll_back(status, seen, now, f"refused at 0 % traffic: {told}")
-        return _after_checks(spec, status, seen, now, f"{len(seen.checks)} checks passed at 0 % traffic")
+        if ready:
+            return _after_checks(spec, status, seen, now, f"{len(seen.checks)} checks passed at 0 % traffic")
     if _age_s(status, now) > limit_s:
         return _roll_back(status, seen, now, f"checks at 0 % traffic did not end within {limit_s:.0f} s")
-    if seen.candidate is None or not seen.candidate.ready:
+    if seen.candidate is None or not ready:
         return _stay(status, "candidate is not ready, the checks wait for it")
-    return status, (RunChecks(candidate=seen.candidate.name, stable=status.stable_revision),)
+    return _stay(status, CHECKING, RunChecks(candidate=seen.candidate.name, stable=status.stable_revision))
 
 
 def _after_checks(spec: Spec, status: Status, seen: Observation, now: datetime, told: str) -> Step:
-    if spec.approval is Approval.BEFORE_TRAFFIC and not spec.approved:
-        return _move(status, Phase.WAITING, now, f"{told}; waiting for approval before traffic"), ()
+    """The candidate is ready and passed its checks: now traffic, or whoever must allow it."""
+    gate = _gate(spec)
+    if gate is not None:
+        return _move(status, Phase.WAITING, now, f"{told}; {gate}"), ()
     if status.stable_revision is None:
         return _promote(status, seen, now, f"{told}; first model of this service, no baseline to compare with")
     if spec.promote:
-        return _promote(status, seen, now, "promoted by request, outside the judge's guarantee")
+        return _promote(status, seen, now, BY_REQUEST)
     return _enter_stage(spec.effective_plan, status, seen, now, 0, told)
 
 
+def _gate(spec: Spec) -> str | None:
+    """What keeps a checked candidate from its first traffic."""
+    if spec.promote:
+        return None
+    if spec.approval is Approval.BEFORE_TRAFFIC and not spec.approved:
+        return "waiting for approval before traffic"
+    return "paused by request, before traffic" if spec.paused else None
+
+
 def _enter_stage(plan: Plan, status: Status, seen: Observation, now: datetime, stage: int, told: str) -> Step:
-    baking = stage == len(plan.stages)
-    traffic = plan.bake.traffic if baking else plan.stages[stage].traffic
-    status = _move(
-        status,
-        Phase.BAKING if baking else Phase.PROGRESSING,
-        now,
-        told,
-        stage=stage,
-        traffic=traffic,
-        stage_requests=Requests(),
-        observed_traffic=None,
-    )
+    traffic = _share(plan, stage)
+    update = {"stage": stage, "traffic": traffic, "stage_requests": Requests(), "observed_traffic": None}
+    status = _move(status, _phase(plan, stage), now, told, **update)
     return status, _split(status, seen, traffic)
+
+
+def _share(plan: Plan, stage: int) -> int:
+    return plan.bake.traffic if stage == len(plan.stages) else plan.stages[stage].traffic
+
+
+def _phase(plan: Plan, stage: int) -> Phase:
+    return Phase.BAKING if stage == len(plan.stages) else Phase.PROGRESSING
 
 
 def _split(status: Status, seen: Observation, percent: int) -> tuple[Action, ...]:
@@ -298,8 +329,20 @@ def _split(status: Status, seen: Observation, percent: int) -> tuple[Action, ...
     return (SetSplit(stable=status.stable_revision, candidate=seen.candidate.name, percent=percent),)
 
 
+def _waiting(spec: Spec, status: Status, seen: Observation, now: datetime, decision: Decision | None) -> Step:
+    """A person decides. With traffic, the judge goes on watching: it may still roll back."""
+    if status.stage is not None:
+        return _traffic_step(spec, status, seen, now, decision)
+    gate = _gate(spec)
+    if gate is not None:
+        return _stay(status, gate)
+    if seen.candidate is None or not seen.candidate.ready:
+        return _stay(status, "candidate is not ready, its traffic waits for it")
+    return _after_checks(spec, status, seen, now, "approved" if spec.approved else "resumed")
+
+
 def _traffic_step(spec: Spec, status: Status, seen: Observation, now: datetime, decision: Decision | None) -> Step:
-    """Progressing and Baking: hold the split, then let time and evidence move on."""
+    """Progressing, Baking, Waiting in between: hold the split, then let people, evidence and time move on."""
     plan = spec.effective_plan
     if seen.candidate is None or not seen.candidate.ready:
         if status.traffic != 0:
@@ -309,98 +352,72 @@ def _traffic_step(spec: Spec, status: Status, seen: Observation, now: datetime, 
             return _roll_back(status, seen, now, "candidate stopped being ready and did not come back")
         return status, _split(status, seen, 0)
     stage = status.stage or 0
-    baking = stage == len(plan.stages)
-    wanted = plan.bake.traffic if baking else plan.stages[stage].traffic
+    wanted = _share(plan, stage)
     if status.traffic != wanted:
         return _enter_stage(plan, status, seen, now, stage, "candidate is ready again")
     if seen.split != wanted:
-        return status, _split(status, seen, wanted)
+        return _stay(status, f"the gateway has not confirmed {wanted} % yet", *_split(status, seen, wanted))
     if spec.promote:
-        return _promote(status, seen, now, "promoted by request, outside the judge's guarantee")
+        return _promote(status, seen, now, BY_REQUEST)
     if spec.paused:
-        return _move(status, Phase.WAITING, now, "paused by request"), ()
-    if decision is not None and decision.alert is not None:
-        return _inconclusive(plan, status, seen, now, decision.alert)
-    if baking:
-        left_s = plan.bake.seconds - _age_s(status, now)
-        if left_s > 0:
-            status = status.model_copy(update={"needs_seconds": left_s})
-            return _stay(status, f"baking at {wanted} %, {left_s:.0f} s left")
+        return _hold(status, Phase.WAITING, now, "paused by request")
+    phase = _phase(plan, stage)
+    said = decision.reason if decision is not None else "waiting for the first requests"
+    shown = phase is Phase.BAKING or (decision is not None and decision.action is Verdict.ADVANCE)
+    if status.alert is not None or not shown:
+        return _inconclusive(plan, status, seen, now, phase, status.alert or said)
+    left_s = (plan.bake.seconds if phase is Phase.BAKING else plan.stages[stage].min_seconds) - _age_s(status, now)
+    if left_s > 0:
+        status = status.model_copy(update={"needs_seconds": left_s})
+        return _hold(status, phase, now, f"healthy at {wanted} %, {left_s:.0f} s left")
+    if phase is Phase.BAKING:
         return _finish(spec, status, seen, now, f"healthy at {wanted} % for {plan.bake.seconds:.0f} s")
-    left_s = plan.stages[stage].min_seconds - _age_s(status, now)
-    if decision is not None and decision.action is Verdict.ADVANCE and left_s <= 0:
-        return _enter_stage(plan, status, seen, now, stage + 1, decision.reason)
-    waiting = decision.reason if decision is not None else "waiting for the first requests"
-    return _inconclusive(plan, status, seen, now, waiting)
+    return _enter_stage(plan, status, seen, now, stage + 1, said)
 
 
-def _inconclusive(plan: Plan, status: Status, seen: Observation, now: datetime, waiting: str) -> Step:
+def _inconclusive(plan: Plan, status: Status, seen: Observation, now: datetime, phase: Phase, waiting: str) -> Step:
     if _total_age_s(status, now) <= plan.deadline_seconds:
-        return _stay(status, waiting)
+        return _hold(status, phase, now, waiting)
     told = f"no decision within {plan.deadline_seconds:.0f} s ({waiting})"
     if plan.on_inconclusive is OnInconclusive.ROLLBACK:
         return _roll_back(status, seen, now, told)
     if plan.on_inconclusive is OnInconclusive.PROMOTE and status.alert is None:
         return _promote(status, seen, now, f"{told}; promoted by plan, outside the judge's guarantee")
-    return _move(status, Phase.WAITING, now, f"{told}; promote or abort it"), ()
+    return _hold(status, Phase.WAITING, now, f"{told}; promote or abort it")
 
 
 def _finish(spec: Spec, status: Status, seen: Observation, now: datetime, told: str) -> Step:
     if spec.approval is Approval.BEFORE_FULL and not spec.approved:
-        return _move(status, Phase.WAITING, now, f"{told}; waiting for approval before full traffic"), ()
+        return _hold(status, Phase.WAITING, now, f"{told}; waiting for approval before full traffic")
     return _promote(status, seen, now, told)
-
-
-def _waiting(spec: Spec, status: Status, seen: Observation, now: datetime, decision: Decision | None) -> Step:
-    """A person decides. The judge goes on watching: it may still roll back."""
-    plan = spec.effective_plan
-    if seen.candidate is None or not seen.candidate.ready:
-        return status.model_copy(update={"traffic": 0}), _split(status, seen, 0)
-    if spec.promote:
-        return _promote(status, seen, now, "promoted by request, outside the judge's guarantee")
-    if spec.paused:
-        return _stay(status, "paused by request")
-    overdue = _total_age_s(status, now) > plan.deadline_seconds
-    if status.stage is None:
-        waits = spec.approval is Approval.BEFORE_TRAFFIC and not spec.approved
-        return (status, ()) if waits else _after_checks(spec, status, seen, now, "approved")
-    if status.stage == len(plan.stages):
-        waits = spec.approval is Approval.BEFORE_FULL and not spec.approved
-        return (status, ()) if waits else _enter_stage(plan, status, seen, now, status.stage, "resumed")
-    if overdue and (decision is None or decision.action is not Verdict.ADVANCE):
-        return status, ()
-    return _enter_stage(plan, status, seen, now, status.stage, "resumed")
 
 
 def _promote(status: Status, seen: Observation, now: datetime, told: str) -> Step:
     """Ask for promotion; the terminal phase is entered once the platform shows it done."""
-    if seen.candidate is None:
-        return _stay(status, "the candidate is gone")
-    if status.phase is not Phase.BAKING or status.traffic != 100:
-        status = _move(status, Phase.BAKING, now, told, traffic=100)
-    return status, (Promote(candidate=seen.candidate.name, stable=status.stable_revision),)
+    return _promoting(_move(status, Phase.BAKING, now, told, traffic=100), seen, now)
 
 
-def _baking(spec: Spec, status: Status, seen: Observation, now: datetime, decision: Decision | None) -> Step:
-    if status.traffic != 100:
-        return _traffic_step(spec, status, seen, now, decision)
+def _promoting(status: Status, seen: Observation, now: datetime) -> Step:
     if seen.candidate is None or not seen.candidate.ready:
         return _roll_back(status, seen, now, "candidate stopped being ready at promotion")
     return status, (Promote(candidate=seen.candidate.name, stable=status.stable_revision),)
 
 
+def _baking(spec: Spec, status: Status, seen: Observation, now: datetime, decision: Decision | None) -> Step:
+    if status.traffic == 100:
+        return _promoting(status, seen, now)
+    return _traffic_step(spec, status, seen, now, decision)
+
+
 def _roll_back(status: Status, seen: Observation, now: datetime, reason: str) -> Step:
     if status.phase is Phase.PENDING:
         return _move(status, Phase.ROLLED_BACK, now, reason), ()
-    status = _move(status, Phase.ROLLING_BACK, now, reason, traffic=0)
-    return _rolling_back(None, status, seen, now, None)
+    return _rolling_back(_move(status, Phase.ROLLING_BACK, now, reason, traffic=0), seen, now)
 
 
-def _rolling_back(
-    _spec: Spec | None, status: Status, seen: Observation, now: datetime, _decision: Decision | None
-) -> Step:
+def _rolling_back(status: Status, seen: Observation, now: datetime) -> Step:
     """First the traffic, then the candidate; done when the platform shows neither."""
-    if seen.candidate is not None and seen.split != 0:
+    if seen.split != 0:
         return status, _split(status, seen, 0)
     if seen.candidate is not None:
         return status, (Discard(candidate=seen.candidate.name, stable=status.stable_revision),)
@@ -414,5 +431,4 @@ _STEPS: Final[dict[Phase, Callable[[Spec, Status, Observation, datetime, Decisio
     Phase.PROGRESSING: _traffic_step,
     Phase.WAITING: _waiting,
     Phase.BAKING: _baking,
-    Phase.ROLLING_BACK: _rolling_back,
 }

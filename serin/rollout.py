@@ -127,9 +127,9 @@ class HistoryEntry(Document):
 class Status(Document):
     """`stage` is the index of the plan's stage, len(stages) in the bake, None before any traffic.
 
-    `traffic` is the candidate's wanted percent, `observed_traffic` its percent of the requests answered in the
-    stage.
-    `entered_at` is when the phase (or stage) began, `judge_state` the judge's own document.
+    `traffic` is the candidate's wanted percent; `stage_requests` are the answers while it was in force in this stage,
+    `observed_traffic` the candidate's percent of them. `entered_at` is when the phase, or the stage with its pauses,
+    began; `judge_state` is the judge's own document.
     """
 
     phase: Phase = Phase.PENDING

@@ -122,7 +122,7 @@ class EmbeddedPlatform:
             candidate=self._revision(namespace, service.candidate, gateway)
             if service and ours and service.candidate
             else None,
-            split=gateway.splits.get((namespace, name), 0) if ours else 0,
+            split=gateway.splits.get((namespace, name), 0),
             windows=windows,
             checks=tuple(Check.model_validate(check) for check in checks["checks"]) if checks else None,
             refusal=refusal,
