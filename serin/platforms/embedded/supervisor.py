@@ -33,7 +33,7 @@ from serin.platforms.embedded.platform import (
     active_rollouts,
 )
 from serin.reconcile import RunChecks, reconcile
-from serin.rollout import ModelRollout
+from serin.rollout import Check, ModelRollout
 from serin.store import RevisionRecord, Store
 from serin.telemetry import envoy
 from serin.telemetry.windows import Counters, Reading, to_document, window_between
@@ -43,6 +43,8 @@ ROUTES: Final = "routes.json"
 TICK_S: Final = 0.2
 DRAIN_S: Final = 10.0
 """A revision without traffic is stopped when its last request is answered, or after this time."""
+COUNTERS_TIMEOUT: Final = aiohttp.ClientTimeout(total=0.5)
+"""A model server that hangs must not keep the loop from taking its traffic away."""
 MIN_DRAIN_S: Final = 1.0
 DEFAULT_PORT: Final = 8080
 LOCK: Final = "supervisor.lock"
@@ -168,7 +170,8 @@ class Supervisor:
         codes = dict(stats.clusters.get(record.cluster, envoy.ClusterStats()).codes)
         predictor: dict[str, Any] = {}
         with contextlib.suppress(aiohttp.ClientError, TimeoutError, ValueError):  # its absence is no evidence
-            async with self._http.get(f"http://{LOCAL}:{record.port}/metrics/serin.json") as response:
+            address = f"http://{LOCAL}:{record.port}/metrics/serin.json"
+            async with self._http.get(address, timeout=COUNTERS_TIMEOUT) as response:
                 if response.status == 200:
                     predictor = await response.json(content_type=None)
         return Counters(
@@ -190,14 +193,18 @@ class Supervisor:
         if candidate is None:
             del self._checks[key]
             return
-        samples = model.samples(candidate.model)
-        answers, of_stable = await checks.replay(
-            f"http://{LOCAL}:{candidate.port}",
-            f"http://{LOCAL}:{stable.port}" if stable else None,
-            rollout.spec.service,
-            samples.records,
-        )
-        results = checks.compare(answers, of_stable, samples.scores)
+        try:
+            samples = model.samples(candidate.model)
+        except (OSError, ValueError) as error:
+            results: tuple[Check, ...] = (Check(name="samples", passed=False, detail=f"cannot be read: {error}"),)
+        else:
+            answers, of_stable = await checks.replay(
+                f"http://{LOCAL}:{candidate.port}",
+                f"http://{LOCAL}:{stable.port}" if stable else None,
+                rollout.spec.service,
+                samples.records,
+            )
+            results = checks.compare(answers, of_stable, samples.scores)
         document = {"checks": [check.model_dump(mode="json", by_alias=True) for check in results]}
         with self._store.transaction():
             self._store.save_checks(rollout, document)
