@@ -36,7 +36,8 @@ BY_REQUEST: Final = "promoted by request, outside the judge's guarantee"
 
 @dataclass(frozen=True, slots=True)
 class Revision:
-    """`failure` says why it can never become ready; `restarts` counts how often it died and was started again."""
+    """`name` is empty while it was asked for and has none yet. `failure` says why it can never become ready;
+    `restarts` counts how often it died and was started again."""
 
     name: str
     ready: bool
@@ -126,6 +127,8 @@ def reconcile(spec: Spec, status: Status, observation: Observation, now: datetim
     reason = _stop_reason(spec, status, observation, decision)
     if reason is not None:
         return _roll_back(status, observation, now, reason)
+    if status.stage is None and (undo := _split(status, observation, 0)):
+        return _stay(status, "the gateway has not confirmed 0 % yet", *undo)
     return _STEPS[status.phase](spec, status, observation, now, decision)
 
 

@@ -129,7 +129,7 @@ class Status(Document):
 
     `traffic` is the candidate's wanted percent; `stage_requests` are the answers while it was in force in this stage,
     `observed_traffic` the candidate's percent of them. `entered_at` is when the phase, or the stage with its pauses,
-    began; `judge_state` is the judge's own document.
+    began; `judge_state` is the judge's own document, `platform` the platform's.
     """
 
     phase: Phase = Phase.PENDING
@@ -153,6 +153,7 @@ class Status(Document):
     finished_at: datetime | None = None
     policy_hash: str | None = None
     judge_state: dict[str, Any] | None = None
+    platform: dict[str, Any] | None = None
     history: tuple[HistoryEntry, ...] = ()
 
 
