@@ -9,7 +9,6 @@ import json
 import os
 import platform
 import shutil
-import signal
 import socket
 import statistics
 import subprocess
@@ -221,7 +220,9 @@ def running(server: Server, first: bytes) -> Iterator[Running]:
                 time.sleep(0.01)
             yield Running(port, process.pid, time.perf_counter() - started_s)
         finally:
-            os.killpg(process.pid, signal.SIGKILL)
+            family = [psutil.Process(process.pid), *psutil.Process(process.pid).children(recursive=True)]
+            for member in family:  # killing the group would spare workers that made one of their own
+                member.kill()
             process.wait()
 
 

@@ -37,14 +37,15 @@ def parser(prog: str) -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog=prog, description="Serve one model directory over KServe's protocols.")
     parser.add_argument("--model-name", required=True)
     parser.add_argument("--model-dir", type=Path, required=True)
-    parser.add_argument("--revision", required=True)
+    revision = os.environ.get("K_REVISION")  # set by Knative
+    parser.add_argument("--revision", default=revision, required=revision is None)
     parser.add_argument("--digest", help="refuse to serve any other model: sha256:…")
     parser.add_argument("--host", default="127.0.0.1")
     parser.add_argument("--http-port", type=int, default=8080)
     parser.add_argument("--grpc-port", type=int, help="serve gRPC as well")
     parser.add_argument("--max-body-bytes", type=int, default=Limits().body_bytes)
     parser.add_argument("--max-rows", type=int, default=Limits().rows)
-    parser.add_argument("--drain-s", type=float, default=20.0, help="longest wait for clients after SIGTERM")
+    parser.add_argument("--drain-s", type=float, default=10.0, help="longest wait for clients after SIGTERM")
     parser.add_argument(
         "--log", help="write a prediction log: a directory (Parquet) or an http address (CloudEvents)"
     )
@@ -154,12 +155,12 @@ class _Server(uvicorn.Server):
     async def main_loop(self) -> None:
         await super().main_loop()
         self._service.health.ready = False
+        requests = self._service.telemetry.requests
         deadline_s = time.monotonic() + self._drain_s
-        answered = -1
-        while answered != (answered := self._service.telemetry.requests.total()) and time.monotonic() < deadline_s:
+        seen = -1
+        while seen < requests.total() and time.monotonic() < deadline_s and not self.force_exit:
+            seen = requests.total()
             await asyncio.sleep(QUIET_S)
-            if self.force_exit:
-                return
 
 
 def main(parser: argparse.ArgumentParser, serve: Callable[[argparse.Namespace], None]) -> int:

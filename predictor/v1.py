@@ -31,13 +31,10 @@ def decode(body: bytes, layout: Layout, max_rows: int) -> Batch:
         raise InvalidInput(f"Field 'instances': expected a list of records, got {json_name(instances)}.")
     if not instances:
         raise InvalidInput("Field 'instances': expected at least one record, got an empty list.")
-    records = _records(instances)
-    if len(records) > max_rows:
-        raise TooLarge(f"Field 'instances': expected at most {max_rows} rows, got {len(records)}.")
-    return from_records(layout, records)
+    return from_records(layout, _records(instances, max_rows))
 
 
-def _records(instances: list[Any]) -> list[dict[str, Any]]:
+def _records(instances: list[Any], max_rows: int) -> list[dict[str, Any]]:
     records: list[dict[str, Any]] = []
     for i, instance in enumerate(instances):
         if not isinstance(instance, dict):
@@ -46,13 +43,21 @@ def _records(instances: list[Any]) -> list[dict[str, Any]]:
                 f"got {json_name(instance)}."
             )
         if list in map(type, instance.values()):
-            records += _rows(i, instance)
+            rows = _length(i, instance)
+            _check_rows(len(records) + rows, max_rows)  # before they are made
+            records += (dict(zip(instance, row, strict=True)) for row in zip(*instance.values(), strict=True))
         else:
             records.append(instance)
+    _check_rows(len(records), max_rows)
     return records
 
 
-def _rows(i: int, instance: dict[str, Any]) -> list[dict[str, Any]]:
+def _check_rows(rows: int, max_rows: int) -> None:
+    if rows > max_rows:
+        raise TooLarge(f"Field 'instances': expected at most {max_rows} rows, got {rows} or more.")
+
+
+def _length(i: int, instance: dict[str, Any]) -> int:
     for name, values in instance.items():
         if not isinstance(values, list):
             raise InvalidInput(
@@ -64,7 +69,7 @@ def _rows(i: int, instance: dict[str, Any]) -> list[dict[str, Any]]:
         raise InvalidInput(
             f"Field 'instances', item {i}: expected lists of one length above 0, got lengths {sorted(lengths)}."
         )
-    return [dict(zip(instance, row, strict=True)) for row in zip(*instance.values(), strict=True)]
+    return int(lengths.pop())
 
 
 def encode(signature: Signature, scores: NDArray[Any]) -> bytes:

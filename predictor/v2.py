@@ -70,20 +70,20 @@ def decode(body: bytes, json_length: str | None, layout: Layout, signature: Sign
     request_id = document.get("id")
     if not isinstance(request_id, str | None):
         raise InvalidInput(f"Field 'id': expected a string, got {json_name(request_id)}.")
-    tensors = []
+    tensors, start = [], 0
     for tensor in _objects(document, "inputs"):
         size = _parameter(tensor, "binary_data_size", int)
         if size is None:
             tensors.append(_tensor(tensor, _value(tensor, "data", list)))
-        elif "data" in tensor or not 0 <= size <= len(binary):
+        elif "data" in tensor or not 0 <= size <= len(binary) - start:
             raise InvalidInput(
                 f"Tensor {tensor.get('name')!r}: expected 'data' or a 'binary_data_size' within the body, got {size}."
             )
         else:
-            tensors.append(_tensor(tensor, binary[:size]))
-            binary = binary[size:]
-    if binary:
-        raise InvalidInput(f"The body: expected its end after the last tensor, got {len(binary)} more bytes.")
+            tensors.append(_tensor(tensor, binary[start : start + size]))
+            start += size
+    if start < len(binary):
+        raise InvalidInput(f"The body: expected its end after the last tensor, got {len(binary) - start} more bytes.")
     return Request(request_id, to_batch(tensors, layout, max_rows), _outputs(document, signature))
 
 
