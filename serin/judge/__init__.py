@@ -7,7 +7,6 @@
 Pure functions of values. `state.dump()` is a small JSON document, `load` its inverse.
 """
 
-from serin.judge.decide import decide
 from serin.judge.decision import Action, Decision, Evidence
 from serin.judge.judge import observe, start
 from serin.judge.policy import (
@@ -20,6 +19,7 @@ from serin.judge.policy import (
     StagePolicy,
     policy_for,
 )
+from serin.judge.ruling import decide
 from serin.judge.state import State, load
 from serin.judge.window import ArmCounts, Window
 

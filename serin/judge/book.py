@@ -50,9 +50,17 @@ class Book:
     def evidence(self, wealth: Floats, cash: float) -> tuple[Floats, float]:
         """The e-value of every metric and of the split."""
         processes = self.harm.evidence(wealth) + cash
+        return self._by_metric(processes), float(processes[-1])
+
+    def leads(self, wealth: Floats, start_share: float) -> Floats:
+        """Of every metric, by what factor its best bet has grown since the start."""
+        best = np.zeros(self.harm.processes)
+        np.maximum.at(best, self.harm.process, wealth / (start_share * self.harm.prior))
+        return self._by_metric(best)
+
+    def _by_metric(self, processes: Floats) -> Floats:
         events = 2 * len(self.categories.row.events)
-        metrics = np.append(np.minimum(processes[0:events:2], processes[1:events:2]), processes[events:-1])
-        return metrics, float(processes[-1])
+        return np.append(np.minimum(processes[0:events:2], processes[1:events:2]), processes[events:-1])
 
 
 def _harm(

@@ -15,8 +15,8 @@ BINS: Final = len(QUANTILES) + 1
 SLOW: Final = {"p50": 3, "p90": 5, "p99": 8}
 """Of each exceedance, the first bin above the quantile."""
 
-_TILTS: Final = {0.2: 0.15, 0.5: 0.15, 1.2: 0.15}
-_STEPS: Final = ((2.0, 6, 0.10), (2.5, 8, 0.25), (7.0, 8, 0.20))
+_TILTS: Final = {0.25: 0.30, 0.6: 0.12, 1.2: 0.06}
+_STEPS: Final = ((2.0, 6, 0.06), (2.5, 8, 0.34), (7.0, 8, 0.12))
 """Relative risk, the bin it starts at (above p95, above p99), weight."""
 
 

@@ -43,7 +43,7 @@ class LatencyMetric(Document):
     The margin counts in whole buckets of `serin.histograms`, factors of 1.0508; 1.10 is two buckets.
     """
 
-    weight: Positive = 0.28
+    weight: Positive = 0.26
     margin: Annotated[float, Field(ge=1, le=4)] = 1.10
     tolerance_ms: Annotated[float, Field(ge=0)] = 2.0
 
@@ -63,7 +63,7 @@ class ScoreMetric(Document):
     `tolerance` counts in whole buckets of 0.01. 0 is the strict mode: the same model in a new runtime.
     """
 
-    weight: Positive = 0.25
+    weight: Positive = 0.22
     tolerance: Annotated[float, Field(ge=0, le=0.5)] = 0.02
     expected: Scores = Scores.SAME
 
@@ -77,7 +77,7 @@ class JudgeSpec(Document):
     """Bound, per stage, on the probability of accepting a candidate that is worse than the stage's margin."""
     split_alpha: Level = 0.001
     """Bound on the probability of a false alarm about the split of traffic; a budget of its own."""
-    errors: EventMetric = EventMetric(name=ERRORS, weight=0.45)
+    errors: EventMetric = EventMetric(name=ERRORS, weight=0.50)
     rejected: EventMetric = EventMetric(name=REJECTED, weight=0.02, floor=0.002, acceptable_rate=0.01)
     latency: LatencyMetric = LatencyMetric()
     scores: ScoreMetric = ScoreMetric()
@@ -88,8 +88,8 @@ class JudgeSpec(Document):
     suspicion: Annotated[float, Field(ge=1, le=20)] = 3.0
     """No stage is passed while the combined evidence of harm is at or above this e-value."""
     patience: Annotated[float, Field(ge=1)] = 5.0
-    """A stage in which more speaks for harm than against it lasts up to this many times its minimum."""
-    start_share: Annotated[float, Field(gt=0, lt=1)] = 0.8
+    """A stage lasts up to this many times its minimum while some bet on harm is ahead of where it started."""
+    start_share: Annotated[float, Field(gt=0, lt=1)] = 0.85
     """Share of the wealth bet from the first request on; the rest waits for harm that begins later."""
     restart_s: Positive = 2400.0
     """Time in which the waiting wealth falls to 1/e as it is put into fresh bets."""

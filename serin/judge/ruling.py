@@ -85,8 +85,9 @@ def _act(
     if total >= policy.suspicion:
         worst = state.book.metrics[int(np.argmax(state.book.weights * by_metric))]
         return wait(f"The candidate looks worse, which is not proved: {_counts(state, worst)}.")
-    if float(by_metric.max()) >= 1 and age_s < policy.patience * stage.min_s:
-        worst = state.book.metrics[int(np.argmax(by_metric))]
+    leads = state.book.leads(state.harm, policy.start_share)
+    if float(leads.max()) >= 1 and age_s < policy.patience * stage.min_s:
+        worst = state.book.metrics[int(np.argmax(leads))]
         return wait(f"Looking longer, as the candidate may be worse: {_counts(state, worst)}.")
     if age_s < stage.min_s:
         return wait(

@@ -1,0 +1,131 @@
+"""Invented request streams: a baseline service, what may go wrong with a candidate, and what only looks like it.
+
+Baseline: 1 % errors; latency 80 ms times a lognormal (sigma 0.5), 2 % of it times a Pareto(2.5) factor; scores
+sigmoid(N(-1, 1)). A candidate answers the same request as stable does, changed by the scenario.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Final
+
+import numpy as np
+
+from serin.judge.primitive import Floats
+from serin.simulate import Stream
+
+ERROR_RATE: Final = 0.01
+_P90_MS, _P99_MS = 151.8, 265.8
+
+
+@dataclass(frozen=True, slots=True)
+class Requests:
+    """What scenarios change. `luck` decides errors: a request fails where it is below the revision's rate."""
+
+    t: Floats
+    luck: Floats
+    latency_ms: Floats
+    logit: Floats
+
+
+@dataclass(frozen=True, slots=True)
+class Arms:
+    """Error rate, latency and logit of the score for both arms, per request."""
+
+    rate_stable: Floats
+    rate_candidate: Floats
+    lat_stable: Floats
+    lat_candidate: Floats
+    logit_stable: Floats
+    logit_candidate: Floats
+
+
+Scenario = Callable[[Arms, Floats], Arms]
+
+
+def healthy(arms: Arms, t: Floats) -> Arms:
+    return arms
+
+
+def errors(rate: float) -> Scenario:
+    return lambda arms, t: replace(arms, rate_candidate=np.full_like(t, rate))
+
+
+def slower(factor: float) -> Scenario:
+    return lambda arms, t: replace(arms, lat_candidate=factor * arms.lat_candidate)
+
+
+def heavier_tail(increase: float) -> Scenario:
+    """Stretch what lies above p90, on a log scale, so that p99 grows by `increase` (0.5 is half as much again)."""
+    power = np.log((1 + increase) * _P99_MS / _P90_MS) / np.log(_P99_MS / _P90_MS)
+
+    def change(arms: Arms, t: Floats) -> Arms:
+        stretched = _P90_MS * (arms.lat_candidate / _P90_MS) ** power
+        return replace(arms, lat_candidate=np.where(arms.lat_candidate > _P90_MS, stretched, arms.lat_candidate))
+
+    return change
+
+
+def shifted_scores(deviations: float) -> Scenario:
+    return lambda arms, t: replace(arms, logit_candidate=arms.logit_candidate + deviations)
+
+
+def collapsed_scores(arms: Arms, t: Floats) -> Arms:
+    return replace(arms, logit_candidate=np.zeros_like(t))
+
+
+def leak(arms: Arms, t: Floats) -> Arms:
+    """Latency grows by 5 % a minute, from minute 6 on also the error rate by half a point a minute."""
+    minutes = np.maximum(t, 0.0) / 60
+    return replace(
+        arms,
+        rate_candidate=arms.rate_candidate + 0.005 * np.maximum(minutes - 6, 0.0),
+        lat_candidate=arms.lat_candidate * (1 + 0.05 * minutes),
+    )
+
+
+def incident(arms: Arms, t: Floats) -> Arms:
+    """Both arms suffer from 90 s to 270 s: 10 % errors, twice the latency."""
+    during = (t >= 90) & (t < 270)
+    return replace(
+        arms,
+        rate_stable=np.where(during, 0.10, arms.rate_stable),
+        rate_candidate=np.where(during, 0.10, arms.rate_candidate),
+        lat_stable=np.where(during, 2.0, 1.0) * arms.lat_stable,
+        lat_candidate=np.where(during, 2.0, 1.0) * arms.lat_candidate,
+    )
+
+
+def diurnal(arms: Arms, t: Floats) -> Arms:
+    """Both arms' error rate swings between 0.5 % and 2 %, their latency by a quarter, once in 20 minutes."""
+    wave = np.sin(2 * np.pi * t / 1200)
+    return replace(
+        arms,
+        rate_stable=arms.rate_stable * 2**wave,
+        rate_candidate=arms.rate_candidate * 2**wave,
+        lat_stable=arms.lat_stable * 1.25**wave,
+        lat_candidate=arms.lat_candidate * 1.25**wave,
+    )
+
+
+def stream(rng: np.random.Generator, rps: float, horizon_s: float, scenario: Scenario = healthy) -> Stream:
+    """Poisson arrivals at `rps` from -history to `horizon_s`; history is an hour, but at most 10,000 requests."""
+    history_s = min(3600.0, 10_000 / rps)
+    size = rng.poisson(rps * (history_s + horizon_s))
+    t = np.sort(rng.uniform(-history_s, horizon_s, size))
+    latency = 80 * np.exp(0.5 * rng.standard_normal(size))
+    tail = rng.random(size) < 0.02
+    latency[tail] *= (1 - rng.random(int(tail.sum()))) ** (-1 / 2.5)
+    logit = rng.standard_normal(size) - 1
+    rate = np.full(size, ERROR_RATE)
+    arms = scenario(Arms(rate, rate, latency, latency, logit, logit), t)
+    luck = rng.random(size)
+    return Stream(
+        t=t,
+        u=rng.random(size),
+        err_stable=luck < arms.rate_stable,
+        err_candidate=luck < arms.rate_candidate,
+        lat_stable=arms.lat_stable,
+        lat_candidate=arms.lat_candidate,
+        score_stable=1 / (1 + np.exp(-arms.logit_stable)),
+        score_candidate=1 / (1 + np.exp(-arms.logit_candidate)),
+    )
