@@ -40,6 +40,11 @@ class Row:
         return _OPERATORS[sign](self.value, float(limit))
 
 
+def shown(value: float) -> str:
+    """Four digits that count, and no exponent."""
+    return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.4g}"
+
+
 def machine() -> str:
     memory_gib = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
     return f"{os.cpu_count()} × {_processor()}, {memory_gib:.0f} GiB, {platform.platform(terse=True)}"
@@ -70,6 +75,6 @@ def report(name: str, rows: Sequence[Row], *, packages: Sequence[str] = ()) -> i
         table.add_column(title, justify="right" if title == "measured" else "left")
     for row in rows:
         mark = "" if not row.bound else "[green]ok[/]" if row.ok else "[red]MISSED[/]"
-        table.add_row(row.what, f"{row.value:,.4g}", row.unit, row.bound, mark)
+        table.add_row(row.what, shown(row.value), row.unit, row.bound, mark)
     Console(width=None if sys.stdout.isatty() else 140).print(table)
     return 0 if all(row.ok for row in rows) else 1

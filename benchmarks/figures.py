@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Final
 
-from benchmarks.common import RESULTS
+from benchmarks.common import RESULTS, shown
 
 README: Final = Path(__file__).parents[1] / "README.md"
 BENCHMARKS: Final = ("pipeline", "rollout", "judge", "predictor")
@@ -18,7 +18,7 @@ def tables(results: Mapping[str, Mapping[str, Any]]) -> str:
     parts = []
     for name, document in results.items():
         rows = "\n".join(
-            f"| {row['what']} | {row['value']:,.4g} {row['unit']} | {_bound(row)} |".replace("  ", " ")
+            f"| {row['what']} | {shown(row['value'])} {row['unit']} | {_bound(row)} |".replace("  ", " ")
             for row in document["rows"]
         )
         parts.append(
