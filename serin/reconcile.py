@@ -367,6 +367,7 @@ def _traffic_step(spec: Spec, status: Status, seen: Observation, now: datetime, 
     phase = _phase(plan, stage)
     said = decision.reason if decision is not None else "waiting for the first requests"
     shown = phase is Phase.BAKING or (decision is not None and decision.action is Verdict.ADVANCE)
+    shown = shown and status.stage_requests.candidate > 0  # else it speaks of an earlier stage
     if status.alert is not None or not shown:
         return _inconclusive(plan, status, seen, now, phase, status.alert or said)
     left_s = (plan.bake.seconds if phase is Phase.BAKING else plan.stages[stage].min_seconds) - _age_s(status, now)

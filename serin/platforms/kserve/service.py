@@ -1,0 +1,95 @@
+"""An InferenceService as it is read: the few fields a canary depends on."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Final
+
+PERCENT: Final = "canaryTrafficPercent"
+TAG_ROUTING: Final = "serving.kserve.io/enable-tag-routing"
+AUTO_UPDATE: Final = "serving.kserve.io/disable-auto-update"
+DEPLOYMENT_MODE: Final = "serving.kserve.io/deploymentMode"
+KNATIVE_MODES: Final = ("Knative", "Serverless")
+_FAILED: Final = "BlockedByFailedLoad"
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """One row of `status.components.predictor.traffic`; `tag` is "latest", "prev" or empty."""
+
+    revision: str
+    percent: int
+    tag: str = ""
+    url: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Service:
+    """`predictor` is `spec.predictor` without `canaryTrafficPercent`, which is `percent` (None: not set).
+
+    `created`, `ready`, `rolled_out` and `previous` are KServe's latestCreated, latestReady, latestRolledout and
+    previousRolledoutRevision, empty when not set. `failure` is what KServe says about a model that does not load,
+    `failed_revision` the revision it says that of.
+    """
+
+    name: str
+    resource_version: str
+    predictor: Mapping[str, Any]
+    percent: int | None = None
+    created: str = ""
+    ready: str = ""
+    rolled_out: str = ""
+    previous: str = ""
+    rows: tuple[Row, ...] = ()
+    annotations: Mapping[str, str] = field(default_factory=dict)
+    mode: str = ""
+    components: frozenset[str] = frozenset()
+    failure: str | None = None
+    failed_revision: str = ""
+
+    def share(self, revision: str) -> int:
+        """Percent of traffic of a revision; two rows may name the same one."""
+        return sum(row.percent for row in self.rows if row.revision == revision)
+
+    @property
+    def settled(self) -> bool:
+        """One revision has everything, and nothing is under way."""
+        return (
+            self.created != ""
+            and self.created == self.ready == self.rolled_out
+            and self.percent in (None, 100)
+            and self.share(self.created) == 100
+        )
+
+    def address(self, tag: str) -> str | None:
+        """The URL of a tagged row. It answers at 0 % traffic too."""
+        return next((row.url for row in self.rows if row.tag == tag and row.url), None)
+
+
+def read(document: Mapping[str, Any]) -> Service:
+    """From the InferenceService as the API server gives it."""
+    spec, status = document["spec"], document.get("status", {})
+    predictor = dict(spec["predictor"])
+    percent = predictor.pop(PERCENT, None)
+    annotations = document["metadata"].get("annotations", {})
+    seen = status.get("components", {}).get("predictor", {})
+    model = status.get("modelStatus", {})
+    failed = model.get("lastFailureInfo", {}) if model.get("transitionStatus") == _FAILED else {}
+    return Service(
+        name=document["metadata"]["name"],
+        resource_version=document["metadata"]["resourceVersion"],
+        predictor=predictor,
+        percent=percent,
+        created=seen.get("latestCreatedRevision", ""),
+        ready=seen.get("latestReadyRevision", ""),
+        rolled_out=seen.get("latestRolledoutRevision", ""),
+        previous=seen.get("previousRolledoutRevision", ""),
+        rows=tuple(
+            Row(row["revisionName"], row.get("percent", 0), row.get("tag", ""), row.get("url", ""))
+            for row in seen.get("traffic", [])
+        ),
+        annotations=annotations,
+        mode=status.get("deploymentMode") or annotations.get(DEPLOYMENT_MODE, ""),
+        components=frozenset(spec) & {"transformer", "explainer", "canary"},
+        failure=failed.get("message") or failed.get("reason"),
+        failed_revision=failed.get("modelRevisionName", ""),
+    )

@@ -1,0 +1,87 @@
+"""One look at a rollout on KServe: from what is seen to the next status and what is to be done. Pure."""
+
+import dataclasses
+from collections.abc import Mapping
+from datetime import datetime
+from typing import Final
+
+from serin.judge.window import Window
+from serin.plan import Document
+from serin.platforms.kserve import choreography
+from serin.platforms.kserve.choreography import Predictors
+from serin.platforms.kserve.measure import Measured, Series, measure
+from serin.platforms.kserve.service import Service
+from serin.reconcile import Action, reconcile
+from serin.rollout import Check, ModelRollout, Phase, Status
+
+BLIND_S: Final = 60.0
+"""A candidate that nobody can watch loses its traffic after this time."""
+
+
+class Memory(Document):
+    """What the platform keeps in `status.platform`."""
+
+    predictors: Predictors | None = None
+    measured: Measured | None = None
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Seen:
+    """`service` is None when there is none of that name; `counts` when the gateway's could not be read."""
+
+    service: Service | None
+    counts: Mapping[str, Series] | None = None
+    checks: tuple[Check, ...] | None = None
+    waits_for: str | None = None
+    superseded_by: str | None = None
+
+
+def memory(status: Status) -> Memory:
+    return Memory.model_validate(status.platform or {})
+
+
+def step(rollout: ModelRollout, seen: Seen, now: datetime) -> tuple[Status, tuple[Action, ...]]:
+    """The next status, to be stored *before* the actions are carried out: with it a restart finds the way back."""
+    status, kept = rollout.status, memory(rollout.status)
+    if status.phase.terminal:
+        return status, ()
+    if status.phase is Phase.PENDING and seen.service is not None and seen.counts is None and not rollout.spec.abort:
+        return status.model_copy(update={"reason": "waits until the gateway's counters can be read"}), ()
+    measured, window = _measured(kept.measured, status, seen, now)
+    observation = choreography.observe(seen.service, status, kept.predictors, rollout.spec.candidate)
+    observation = dataclasses.replace(
+        observation,
+        windows=(window,) if window is not None else (),
+        checks=seen.checks,
+        waits_for=seen.waits_for,
+        superseded_by=seen.superseded_by,
+        foreign_change=observation.foreign_change or _blind(status, measured, now),
+    )
+    after, actions = reconcile(rollout.spec, status, observation, now)
+    predictors = kept.predictors
+    if status.phase is Phase.PENDING and after.phase is Phase.DARK:
+        service = seen.service
+        predictors = Predictors(
+            stable=dict(service.predictor) if service is not None else None,
+            candidate=choreography.candidate_predictor(service, rollout.spec.candidate),
+        )
+    document = Memory(predictors=predictors, measured=measured).model_dump(mode="json", by_alias=True)
+    return after.model_copy(update={"platform": document}), actions
+
+
+def _measured(
+    before: Measured | None, status: Status, seen: Seen, now: datetime
+) -> tuple[Measured | None, Window | None]:
+    if status.stage is None or status.stable_revision is None or seen.service is None or seen.counts is None:
+        return before, None
+    if status.traffic == 100 or seen.service.percent in (None, 100):
+        return before, None
+    return measure(before, seen.service, status, seen.counts, now.timestamp())
+
+
+def _blind(status: Status, measured: Measured | None, now: datetime) -> str | None:
+    if status.stage is None or status.traffic in (0, 100) or status.entered_at is None:
+        return None
+    last_s = measured.at_s if measured is not None else status.entered_at.timestamp()
+    blind_s = now.timestamp() - last_s
+    return f"the gateway's counters could not be read for {blind_s:.0f} s" if blind_s > BLIND_S else None

@@ -1,0 +1,338 @@
+"""Whole rollouts on the fake KServe: the real reconcile and the real choreography, through restarts and surprises."""
+
+import dataclasses
+from collections.abc import Callable
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from serin.plan import Bake, Checks, Plan, Stage
+from serin.platforms.kserve.choreography import Create, Delete, Patch, Predictors, next_change
+from serin.platforms.kserve.service import PERCENT, read
+from serin.platforms.kserve.step import Seen, memory, step
+from serin.reconcile import RunChecks
+from serin.rollout import Candidate, Check, Metadata, ModelRollout, Phase, Spec, Status
+from tests.unit.kserve_fake import NEVER, FakeKServe, base, promoted
+
+START = datetime(2026, 11, 22, 9, 30, tzinfo=UTC)
+TICK_S = 4
+PLAN = Plan(
+    stages=(Stage(traffic=10, min_seconds=20), Stage(traffic=50, min_seconds=20)),
+    bake=Bake(traffic=99, seconds=20),
+    start_seconds=120,
+    deadline_seconds=3600,
+)
+GOOD = (Check(name="answers", passed=True, detail="0 of 20 requests without a valid answer"),)
+BAD = (Check(name="answers", passed=False, detail="20 of 20 requests without a valid answer"),)
+RATE = 40
+
+
+def rollout(model: str = "v3", *, plan: Plan = PLAN, **spec: Any) -> ModelRollout:
+    wanted = Spec(service="churn", candidate=Candidate(storage_uri=model), plan=plan, judge={"dryRun": True}, **spec)
+    return ModelRollout(metadata=Metadata(name="churn-3"), spec=wanted)
+
+
+@dataclasses.dataclass
+class Cluster:
+    """The fake, the stored rollout, and a controller that may die between any two of its steps."""
+
+    fake: FakeKServe
+    rollout: ModelRollout
+    checks: tuple[Check, ...] = GOOD
+    now: datetime = START
+    counts: dict[str, dict[int, int]] = dataclasses.field(default_factory=dict)
+    last_checks: tuple[Check, ...] | None = None
+    shares: list[tuple[Phase, dict[str, int]]] = dataclasses.field(default_factory=list)
+    blind: bool = False
+
+    @property
+    def status(self) -> Status:
+        return self.rollout.status
+
+    def traffic(self) -> None:
+        for name, percent in self.fake.traffic().items():
+            codes = self.counts.setdefault(f"{name} codes", {200: 0})
+            codes[200] += RATE * percent
+        self.shares.append((self.status.phase, self.fake.traffic()))
+
+    def look(self, *, dies_before_writing: bool = False, dies_before_acting: bool = False) -> None:
+        service = read(self.fake.read()) if self.fake.exists else None
+        counts = None if self.blind else {"kourier": {name: dict(codes) for name, codes in self.counts.items()}}
+        status, actions = step(self.rollout, Seen(service, counts, self.last_checks), self.now)
+        if dies_before_writing:
+            self.last_checks = None
+            return
+        self.rollout = self.rollout.model_copy(
+            update={"status": Status.model_validate_json(status.model_dump_json(by_alias=True))}
+        )
+        if dies_before_acting:
+            self.last_checks = None
+            return
+        for action in actions:
+            if isinstance(action, RunChecks):
+                self.last_checks = self.checks
+                continue
+            kept = memory(status).predictors
+            assert kept is not None
+            self.carry_out(next_change(action, service, status, kept))
+
+    def carry_out(self, change: object) -> None:
+        match change:
+            case Patch(document=document, resource_version=version):
+                assert version == str(self.fake.version), "a patch for what is no longer there"
+                assert set(document) == {"spec"}
+                self.fake.patch(document)
+            case Create(predictor=predictor):
+                percent = predictor.pop(PERCENT)
+                self.fake.predictor, self.fake.percent, self.fake.exists = predictor, percent, True
+            case Delete():
+                self.fake.exists = False
+
+    def tick(self, **deaths: bool) -> None:
+        self.traffic()
+        if self.fake.exists and self.fake.predictor:
+            self.fake.tick()
+        self.look(**deaths)
+        self.now += timedelta(seconds=TICK_S)
+
+    def run(self, until: Callable[[Status], bool] = lambda status: status.phase.terminal, ticks: int = 200) -> Status:
+        for _ in range(ticks):
+            if until(self.status):
+                return self.status
+            self.tick()
+        raise AssertionError(f"still {self.status.phase} ({self.status.reason}); traffic {self.fake.traffic()}")
+
+    def served(self, phase: Phase | None = None) -> set[str]:
+        """Revisions that got requests, at all or in a phase."""
+        return {name for at, shares in self.shares if phase in (None, at) for name in shares}
+
+    def serving(self) -> dict[str, int]:
+        self.fake.settle()
+        return self.fake.traffic()
+
+    def model(self) -> set[str]:
+        return {self.fake.models[name] for name in self.serving()}
+
+
+def in_stage(number: int) -> Callable[[Status], bool]:
+    return lambda status: status.stage == number or status.phase.terminal
+
+
+def test_a_good_candidate_is_promoted_and_leaves_no_trap() -> None:
+    cluster = Cluster(promoted(), rollout())
+    status = cluster.run()
+    assert status.phase is Phase.PROMOTED, status.reason
+    assert (cluster.serving(), cluster.fake.percent) == ({"r3": 100}, None)
+    assert cluster.served() == {"r2", "r3"}
+    assert cluster.served(Phase.DARK) | cluster.served(Phase.CHECKING) == {"r2"}
+    assert status.requests.candidate > 0
+    assert [entry.traffic for entry in status.history] == [0, 0, 10, 50, 99, 100, 100]
+
+
+@pytest.mark.parametrize("stage", [0, 1, 2])
+def test_going_back_ends_with_stable_content_on_a_new_revision(stage: int) -> None:
+    cluster = Cluster(promoted(), rollout())
+    cluster.run(in_stage(stage))
+    cluster.run(lambda status: status.requests.candidate > 0)
+    cluster.rollout = rollout(abort=True).model_copy(update={"status": cluster.status})
+    status = cluster.run()
+    assert (status.phase, status.reason) == (Phase.ROLLED_BACK, "aborted by request")
+    assert (cluster.serving(), cluster.fake.percent) == ({"r4": 100}, None)
+    assert cluster.fake.models["r4"] == "v2"
+    # traps C and D are gone: neither a next candidate nor a removed field brings the rejected one back
+    cluster.fake.delay = lambda model: NEVER if model == "v9" else 0
+    cluster.fake.ask("v9", percent=20)
+    assert cluster.serving() == {"r4": 100}
+
+
+def test_after_full_traffic_the_way_back_is_zero_first() -> None:
+    """Row L: putting the model back at once would leave the bad candidate with everything."""
+    cluster = Cluster(promoted(), rollout())
+    cluster.run(lambda status: status.traffic == 100)
+    cluster.fake.settle()
+    assert cluster.fake.traffic() == {"r3": 100}
+    cluster.rollout = rollout(abort=True).model_copy(update={"status": cluster.status})
+    for _ in range(4):
+        cluster.tick()
+    assert cluster.fake.traffic() == {"r2": 100}
+    status = cluster.run()
+    assert (status.phase, cluster.model()) == (Phase.ROLLED_BACK, {"v2"})
+
+
+def test_a_candidate_that_never_starts_is_taken_back_without_a_request() -> None:
+    cluster = Cluster(promoted(delay=lambda model: NEVER if model == "v3" else 0), rollout())
+    status = cluster.run()
+    assert (status.phase, status.reason) == (Phase.ROLLED_BACK, "candidate was not ready after 120 s")
+    assert (cluster.served(), cluster.model()) == ({"r2", "r4"}, {"v2"})
+
+
+def test_a_candidate_that_fails_its_checks_gets_no_request() -> None:
+    cluster = Cluster(promoted(), rollout(), checks=BAD)
+    status = cluster.run()
+    assert status.phase is Phase.ROLLED_BACK
+    assert "refused at 0 % traffic" in status.reason
+    assert (cluster.served(), cluster.model()) == ({"r2", "r4"}, {"v2"})
+
+
+def test_the_race_that_sends_everything_to_an_older_model_is_seen_and_ended() -> None:
+    """Row H."""
+    cluster = Cluster(promoted(), rollout())
+    cluster.fake.race = True
+    status = cluster.run()
+    assert status.phase is Phase.ROLLED_BACK
+    assert "KServe went back to r1 instead of r2" in status.reason
+    assert cluster.model() == {"v2"}
+    assert "r3" not in cluster.served()
+
+
+def label(cluster: Cluster) -> None:
+    cluster.fake.patch({"metadata": {"labels": {"team": "blue"}}})
+
+
+def old_manifest(cluster: Cluster) -> None:
+    cluster.fake.ask("v2", percent=None)
+
+
+def removed_percent(cluster: Cluster) -> None:
+    cluster.fake.ask(percent=None)
+
+
+def other_percent(cluster: Cluster) -> None:
+    cluster.fake.ask(percent=77)
+
+
+def other_model(cluster: Cluster) -> None:
+    cluster.fake.ask("v7")
+
+
+FOREIGN = [label, old_manifest, removed_percent, other_percent, other_model]
+
+
+@pytest.mark.parametrize("change", FOREIGN)
+@pytest.mark.parametrize("when", ["dark", "stage"])
+def test_a_foreign_change_stops_the_rollout_with_traffic_on_stable(
+    change: Callable[[Cluster], None], when: str
+) -> None:
+    cluster = Cluster(promoted(delay=lambda model: 5 if when == "dark" and model == "v3" else 0), rollout())
+    cluster.run(in_stage(1) if when == "stage" else lambda status: bool(status.candidate_revision))
+    change(cluster)
+    status = cluster.run()
+    assert status.phase is Phase.ROLLED_BACK
+    assert status.reason.startswith("stopped: ")
+    assert (cluster.model(), cluster.fake.percent) == ({"v2"}, None)
+
+
+def test_a_deleted_service_ends_the_rollout() -> None:
+    cluster = Cluster(promoted(), rollout())
+    cluster.run(in_stage(0))
+    cluster.fake.exists = False
+    status = cluster.run()
+    assert (status.phase, status.reason) == (Phase.ROLLED_BACK, "stopped: the InferenceService was deleted")
+
+
+def test_nobody_watching_is_a_reason_to_go_back() -> None:
+    cluster = Cluster(promoted(), rollout())
+    cluster.run(in_stage(1))
+    cluster.blind = True
+    status = cluster.run()
+    assert status.phase is Phase.ROLLED_BACK
+    assert "counters could not be read" in status.reason
+
+
+def test_blind_from_the_start_nothing_begins() -> None:
+    cluster = Cluster(promoted(), rollout(), blind=True)
+    cluster.tick()
+    assert (cluster.status.phase, cluster.fake.percent) == (Phase.PENDING, None)
+    assert "counters" in cluster.status.reason
+
+
+def test_the_first_model_goes_live_after_its_checks() -> None:
+    cluster = Cluster(FakeKServe(exists=False), rollout("v1"))
+    status = cluster.run()
+    assert status.phase is Phase.PROMOTED, status.reason
+    assert (cluster.serving(), cluster.fake.percent) == ({"r1": 100}, None)
+    assert "first model" in status.reason
+
+
+def test_a_first_model_that_fails_its_checks_is_removed() -> None:
+    cluster = Cluster(FakeKServe(exists=False), rollout("v1"), checks=BAD)
+    assert cluster.run().phase is Phase.ROLLED_BACK
+    assert not cluster.fake.exists
+
+
+REFUSED: list[tuple[str, Callable[[FakeKServe], object]]] = [
+    ("serves this candidate already", lambda fake: fake.ask("v3", percent=100).settle().ask(percent=None).settle()),
+    ("canaryTrafficPercent 10", lambda fake: fake.ask("v8", percent=10).settle()),
+    ("is not at rest", lambda fake: setattr(fake, "delay", lambda _: NEVER) or fake.ask("v8").settle()),
+    ("minReplicas 0", lambda fake: fake.predictor.update(minReplicas=0)),
+    ("disable-auto-update", lambda fake: fake.annotations.update({"serving.kserve.io/disable-auto-update": "true"})),
+    ("enable-tag-routing", lambda fake: fake.annotations.clear()),
+    ("no spec.predictor.model", lambda fake: fake.predictor.update(containers=[]) or fake.predictor.pop("model")),
+]
+
+
+@pytest.mark.parametrize(("why", "prepare"), REFUSED, ids=[why for why, _ in REFUSED])
+def test_refuses_where_the_order_cannot_hold(why: str, prepare: Callable[[FakeKServe], object]) -> None:
+    fake = promoted()
+    prepare(fake)
+    version = fake.version
+    cluster = Cluster(fake, rollout())
+    status = cluster.run()
+    assert (status.phase, fake.version) == (Phase.FAILED, version)
+    assert why in status.reason
+
+
+@settings(max_examples=150, deadline=None)
+@given(data=st.data())
+def test_no_history_gives_a_revision_requests_it_should_not_have(data: st.DataObject) -> None:
+    """Random restarts, delays, verdicts and steering; then nobody but stable, candidate and the restored model
+    served, a candidate served only where it was allowed to, and the end is the right one."""
+    delay = data.draw(st.sampled_from([0, 1, 6, NEVER]))
+    fake = data.draw(st.sampled_from([base, promoted]))(delay=lambda model: delay if model == "v3" else 1)
+    stable = next(iter(fake.traffic()))
+    content = fake.models[stable]
+    good = data.draw(st.booleans())
+    cluster = Cluster(fake, rollout(), checks=GOOD if good else BAD)
+    fake.race = data.draw(st.booleans()) and stable == "r2"
+    race = fake.race
+    abort_at = data.draw(st.one_of(st.none(), st.integers(0, 80)))
+    for tick in range(300):
+        if tick == abort_at:
+            cluster.rollout = rollout(abort=True).model_copy(update={"status": cluster.status})
+        cluster.tick(
+            dies_before_writing=tick < 100 and data.draw(st.integers(0, 9)) == 0,
+            dies_before_acting=tick < 100 and data.draw(st.integers(0, 9)) == 0,
+        )
+        if cluster.status.phase.terminal:
+            break
+    assert cluster.status.phase.terminal, cluster.status.reason
+    candidate = cluster.status.candidate_revision
+    for phase, shares in cluster.shares:
+        wrong = {name for name in shares if cluster.fake.models[name] not in (content, "v3")}
+        assert not wrong or race, f"{phase}: {shares}"
+        if phase in (Phase.PENDING, Phase.DARK, Phase.CHECKING):
+            assert candidate not in shares or not candidate
+    promoted_end = cluster.status.phase is Phase.PROMOTED
+    assert cluster.model() == ({"v3"} if promoted_end else {content})
+    assert cluster.fake.percent is None
+    if abort_at is None and good and not race and delay != NEVER:
+        assert promoted_end, cluster.status.reason
+    if not good or delay == NEVER:
+        assert not promoted_end
+
+
+def test_the_way_back_is_kept_in_the_status() -> None:
+    cluster = Cluster(promoted(), rollout())
+    cluster.run(lambda status: status.phase is Phase.DARK)
+    assert memory(cluster.status).predictors == Predictors(
+        stable={"minReplicas": 1, "model": {"storageUri": "v2", "runtime": "toy"}},
+        candidate={"minReplicas": 1, "model": {"storageUri": "v3", "runtime": "toy"}},
+    )
+
+
+def test_checks_off_goes_straight_to_traffic() -> None:
+    cluster = Cluster(promoted(), rollout(plan=PLAN.model_copy(update={"checks": Checks.NONE})), checks=BAD)
+    assert cluster.run().phase is Phase.PROMOTED
