@@ -1,0 +1,40 @@
+"""How the server ends when the user has to act."""
+
+import argparse
+from pathlib import Path
+
+import pytest
+
+from predictor import server
+from serin.errors import UserError
+
+REASON = "Model x: file y is missing; export the model again."
+
+
+def refuse(arguments: argparse.Namespace) -> None:
+    raise UserError(REASON)
+
+
+@pytest.fixture
+def message(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
+    monkeypatch.setattr("sys.argv", ["predictor"])
+    path = tmp_path / "termination-log"
+    monkeypatch.setattr(server, "TERMINATION_MESSAGE", path)
+    return path
+
+
+def test_the_reason_is_the_termination_message(message: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    message.touch()
+    assert server.main(argparse.ArgumentParser(), refuse) == 2
+    assert message.read_text() == capsys.readouterr().err.strip() == REASON
+
+
+def test_no_file_is_made_outside_kubernetes(message: Path) -> None:
+    assert server.main(argparse.ArgumentParser(), refuse) == 2
+    assert not message.exists()
+
+
+def test_knative_names_the_revision(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("K_REVISION", "churn-predictor-00007")
+    arguments = server.parser("predictor").parse_args(["--model-name", "churn", "--model-dir", "/mnt/models"])
+    assert arguments.revision == "churn-predictor-00007"
