@@ -116,8 +116,8 @@ def candidate_predictor(service: Service | None, candidate: Candidate) -> dict[s
 def observe(
     service: Service | None, status: Status, predictors: Predictors | None, candidate: Candidate
 ) -> Observation:
-    """What the service shows of a rollout. `split` is the candidate's percent in the traffic rows of the status, 0 for
-    a first model, which shares with nobody.
+    """What the service shows of a rollout. `split` is the candidate's percent in the traffic rows of the status,
+    0 for a first model, which shares with nobody.
 
     The candidate stays in sight until nothing of it is left in the service, also while the revision that restores
     stable is starting.
