@@ -1,0 +1,206 @@
+"""The CustomResourceDefinition of `ModelRollout`, made from the document's own model.
+
+python -m serin.platforms.kserve.crd > manifests/crd/modelrollouts.yaml
+"""
+
+import sys
+from typing import Any, Final
+
+import yaml
+from pydantic import BaseModel
+
+from serin.rollout import Spec, Status
+
+GROUP: Final = "serin.dev"
+VERSION: Final = "v1alpha1"
+PLURAL: Final = "modelrollouts"
+COLUMNS: Final = (
+    ("Service", "string", ".spec.service", "InferenceService that gets the model"),
+    ("Phase", "string", ".status.phase", ""),
+    ("Stage", "integer", ".status.stage", "stage of the plan, from 0; the one after the last is the bake"),
+    ("Traffic", "integer", ".status.traffic", "percent that the candidate should have"),
+    ("Evidence", "number", ".status.log10E", "log10 of the evidence of harm; 2 proves it at alpha 0.01"),
+    ("Age", "date", ".metadata.creationTimestamp", ""),
+    ("Reason", "string", ".status.reason", ""),
+)
+_FROZEN: Final = ("service", "candidate", "plan", "profile", "judge")
+_STARTED: Final = "has(oldSelf.status) && has(oldSelf.status.phase) && oldSelf.status.phase != 'Pending'"
+TOLD: Final = {
+    "service": "Name of the InferenceService, in the same namespace.",
+    "candidate": "The model to release. What it does not name stays as it is in the service.",
+    "candidate.storageUri": "Where KServe finds the model: s3://, gs://, pvc://, ….",
+    "candidate.digest": "SHA-256 of the model directory, as training recorded it.",
+    "candidate.runtime": "ServingRuntime; without it the service keeps its own.",
+    "candidate.env": "Environment variables of the model container, added to the service's own.",
+    "plan": "Stages of traffic and their times; or name a profile.",
+    "plan.stages": "Percent of traffic, from stage to stage more.",
+    "plan.deadlineSeconds": "Without a decision after this time onInconclusive says what happens.",
+    "plan.startSeconds": "How long a candidate may take to become ready.",
+    "plan.onInconclusive": "hold waits for a person, rollback and promote do not.",
+    "plan.checks": "What a candidate must pass before it gets any traffic.",
+    "profile": "A ready-made plan: fast, balanced (the default) or careful.",
+    "judge": "How sure to be, and of what. Frozen at the start.",
+    "approval": "Whether a person must say yes before the first traffic, or before all of it.",
+    "approved": "The yes.",
+    "concurrency": "While an older rollout of the service is under way: queue behind it, or supersede it.",
+    "paused": "Hold the split where it is; the judge goes on watching.",
+    "promote": "Skip what is left of the plan, outside the judge's guarantee.",
+    "abort": "End the rollout with all traffic on stable.",
+}
+"""What `kubectl explain` says of the spec."""
+ROOT_RULES: Final = [
+    {
+        "rule": "self.metadata.name.matches('^[a-z]([-a-z0-9]*[a-z0-9])?$') && size(self.metadata.name) <= 63",
+        "message": "metadata.name: at most 63 small letters, digits and '-', beginning with a letter",
+    },
+    *(
+        {
+            "rule": f"!({_STARTED}) || self.spec.?{field} == oldSelf.spec.?{field}",
+            "message": f"spec.{field} cannot change once the rollout has started; abort it and create a new one",
+        }
+        for field in _FROZEN
+    ),
+]
+SPEC_RULES: Final = [
+    {"rule": "!(has(self.plan) && has(self.profile))", "message": "give plan or profile, not both"},
+]
+PLAN_RULES: Final = [
+    {
+        "rule": "self.stages.map(s, s.traffic).isSorted()"
+        " && self.stages.all(s, self.stages.exists_one(t, t.traffic == s.traffic))",
+        "message": "plan.stages: traffic must rise from stage to stage",
+    },
+]
+CONDITIONS: Final = {
+    "type": "array",
+    "x-kubernetes-list-type": "map",
+    "x-kubernetes-list-map-keys": ["type"],
+    "items": {
+        "type": "object",
+        "required": ["type", "status", "reason", "message", "lastTransitionTime"],
+        "properties": {
+            "type": {"type": "string"},
+            "status": {"type": "string", "enum": ["True", "False", "Unknown"]},
+            "reason": {"type": "string"},
+            "message": {"type": "string"},
+            "lastTransitionTime": {"type": "string", "format": "date-time"},
+        },
+    },
+}
+
+
+def definition() -> dict[str, Any]:
+    spec, status = _schema(Spec), _schema(Status)
+    _without_null(spec)
+    for path, told in TOLD.items():
+        field = spec
+        for name in path.split("."):
+            field = field["properties"][name]
+        field["description"] = told
+    spec["description"] = "What to release and how; plan or profile, not both."
+    status["description"] = "Where the rollout is and what it has learned."
+    spec["x-kubernetes-validations"] = SPEC_RULES
+    spec["properties"]["plan"]["x-kubernetes-validations"] = PLAN_RULES
+    del spec["properties"]["candidate"]["properties"]["runtime"]["default"]  # absent means: the service's own
+    status["properties"]["conditions"] = CONDITIONS
+    status["properties"]["observedGeneration"] = {"type": "integer"}
+    return {
+        "apiVersion": "apiextensions.k8s.io/v1",
+        "kind": "CustomResourceDefinition",
+        "metadata": {"name": f"{PLURAL}.{GROUP}"},
+        "spec": {
+            "group": GROUP,
+            "scope": "Namespaced",
+            "names": {
+                "kind": "ModelRollout",
+                "listKind": "ModelRolloutList",
+                "plural": PLURAL,
+                "singular": "modelrollout",
+                "shortNames": ["mro"],
+                "categories": ["serin"],
+            },
+            "versions": [
+                {
+                    "name": VERSION,
+                    "served": True,
+                    "storage": True,
+                    "subresources": {"status": {}},
+                    "additionalPrinterColumns": [
+                        {"name": name, "type": kind, "jsonPath": path} | ({"description": told} if told else {})
+                        for name, kind, path, told in COLUMNS
+                    ],
+                    "schema": {
+                        "openAPIV3Schema": {
+                            "type": "object",
+                            "description": "Release of one model to one InferenceService, through a canary that "
+                            "promotes itself or goes back on evidence.",
+                            "required": ["spec"],
+                            "properties": {
+                                "apiVersion": {"type": "string"},
+                                "kind": {"type": "string"},
+                                "metadata": {"type": "object"},
+                                "spec": spec,
+                                "status": status,
+                            },
+                            "x-kubernetes-validations": ROOT_RULES,
+                        }
+                    },
+                }
+            ],
+        },
+    }
+
+
+def _schema(model: type[BaseModel]) -> dict[str, Any]:
+    document = model.model_json_schema(by_alias=True)
+    return _structural(document, document.get("$defs", {}))
+
+
+def _without_null(node: dict[str, Any]) -> None:
+    """In a spec, what is not given is left out."""
+    node.pop("nullable", None)
+    for inner in (*node.get("properties", {}).values(), *([node["items"]] if "items" in node else [])):
+        _without_null(inner)
+
+
+def _structural(node: dict[str, Any], definitions: dict[str, Any]) -> dict[str, Any]:
+    """JSON Schema as pydantic writes it to the structural schema (OpenAPI 3.0) that Kubernetes takes."""
+    if "$ref" in node:
+        told = {key: value for key, value in node.items() if key != "$ref"}
+        node = {**definitions[node["$ref"].rsplit("/", 1)[1]], **told}
+    options = [option for option in node.get("anyOf", []) if option.get("type") != "null"]
+    if options:
+        nullable = len(options) < len(node["anyOf"])
+        rest = {key: value for key, value in node.items() if key != "anyOf"}
+        return _structural({**options[0], **rest}, definitions) | ({"nullable": True} if nullable else {})
+    result: dict[str, Any] = {"type": node.get("type", "string")}
+    if "description" in node:
+        result["description"] = " ".join(node["description"].split())
+    for key in ("enum", "pattern", "maxLength", "minItems", "maxItems", "minimum", "maximum", "format", "required"):
+        if key in node:
+            result[key] = node[key]
+    for exclusive, bound in (("exclusiveMinimum", "minimum"), ("exclusiveMaximum", "maximum")):
+        if exclusive in node:
+            result[bound], result[exclusive] = node[exclusive], True
+    if "const" in node:
+        result["enum"] = [node["const"]]
+    if node.get("default") is not None and not isinstance(node["default"], dict | list):
+        result["default"] = node["default"]
+    if "items" in node:
+        result["items"] = _structural(node["items"], definitions)
+    if "properties" in node:
+        result["properties"] = {name: _structural(each, definitions) for name, each in node["properties"].items()}
+    elif result["type"] == "object":
+        result["x-kubernetes-preserve-unknown-fields"] = True
+    return result
+
+
+class _Plain(yaml.SafeDumper):
+    """Without anchors."""
+
+    def ignore_aliases(self, data: object) -> bool:
+        return True
+
+
+if __name__ == "__main__":
+    yaml.dump(definition(), sys.stdout, _Plain, sort_keys=False, width=118, allow_unicode=True)

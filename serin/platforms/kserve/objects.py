@@ -1,0 +1,88 @@
+"""Where objects live at the API server, and how a ModelRollout looks there."""
+
+from datetime import datetime
+from typing import Any, Final
+
+from serin.platforms.kserve.crd import GROUP, PLURAL, VERSION
+from serin.rollout import ModelRollout, Phase, Status, parse
+
+FINALIZER: Final = f"{GROUP}/traffic"
+"""Keeps a deleted ModelRollout until its traffic is back with stable."""
+_STATUS_FIELDS: Final = {field.alias for field in Status.model_fields.values()}
+
+
+def rollouts(namespace: str | None = None, name: str = "") -> str:
+    where = f"/namespaces/{namespace}" if namespace else ""
+    return f"/apis/{GROUP}/{VERSION}{where}/{PLURAL}" + (f"/{name}" if name else "")
+
+
+def services(namespace: str, name: str = "") -> str:
+    return f"/apis/serving.kserve.io/v1beta1/namespaces/{namespace}/inferenceservices" + (f"/{name}" if name else "")
+
+
+def pods(namespace: str) -> str:
+    return f"/api/v1/namespaces/{namespace}/pods"
+
+
+def config_map(namespace: str, name: str) -> str:
+    return f"/api/v1/namespaces/{namespace}/configmaps/{name}"
+
+
+def service(namespace: str, name: str) -> str:
+    return f"/api/v1/namespaces/{namespace}/services/{name}"
+
+
+def events(namespace: str) -> str:
+    return f"/api/v1/namespaces/{namespace}/events"
+
+
+def lease(namespace: str, name: str = "") -> str:
+    return f"/apis/coordination.k8s.io/v1/namespaces/{namespace}/leases" + (f"/{name}" if name else "")
+
+
+def rollout(document: dict[str, Any]) -> ModelRollout:
+    """Raises `UserError` when the spec cannot be. A deleted one is to end: it is read as aborted."""
+    metadata = document["metadata"]
+    spec = dict(document["spec"])
+    if "deletionTimestamp" in metadata:
+        spec["abort"] = True
+    status = {key: value for key, value in document.get("status", {}).items() if key in _STATUS_FIELDS}
+    return parse(
+        {
+            "metadata": {
+                "name": metadata["name"],
+                "namespace": metadata["namespace"],
+                "creationTimestamp": metadata["creationTimestamp"],
+            },
+            "spec": spec,
+            "status": status,
+        }
+    )
+
+
+def with_status(document: dict[str, Any], status: Status, now: datetime) -> dict[str, Any]:
+    """The document to store, with conditions for `kubectl wait`."""
+    before = {each["type"]: each for each in document.get("status", {}).get("conditions", [])}
+    written = status.model_dump(mode="json", by_alias=True)
+    written["observedGeneration"] = document["metadata"].get("generation", 0)
+    written["conditions"] = [
+        _condition(before.get("Complete"), "Complete", status, now, holds=status.phase.terminal),
+        _condition(before.get("Promoted"), "Promoted", status, now, holds=status.phase is Phase.PROMOTED),
+    ]
+    return {**document, "status": written}
+
+
+def _condition(
+    before: dict[str, Any] | None, kind: str, status: Status, now: datetime, *, holds: bool
+) -> dict[str, Any]:
+    value = str(holds)
+    since = now.strftime("%Y-%m-%dT%H:%M:%SZ")
+    if before is not None and before["status"] == value:
+        since = before["lastTransitionTime"]
+    return {
+        "type": kind,
+        "status": value,
+        "reason": str(status.phase),
+        "message": status.reason,
+        "lastTransitionTime": since,
+    }
