@@ -10,7 +10,8 @@ from serin.plan import Document
 
 class Counters(Document):
     """Cumulative counts of one revision. `codes` are the gateway's answers by HTTP status; `latency` and `score`
-    the predictor's, by bucket of `serin.histograms`; `boot` names the predictor process that counted them."""
+    the predictor's, by bucket of `serin.histograms`; `boot` names the predictor process that counted them, "" while
+    it has never answered."""
 
     codes: Mapping[int, int] = Field(default_factory=dict)
     boot: str = ""
@@ -31,11 +32,19 @@ class Reading(Document):
     candidate: Counters
 
 
+def carry_on(before: Counters, now: Counters) -> Counters:
+    """`now`, with what the predictor last told when it gave no answer this time: the next answer makes up for it."""
+    if now.boot:
+        return now
+    return now.model_copy(update={"boot": before.boot, "latency": before.latency, "score": before.score})
+
+
 def window_between(before: Reading, after: Reading) -> Window:
     """What happened between two readings of the same pair of revisions.
 
     Counters of a process that was restarted meanwhile count from zero: what it counted after the last reading and
-    before its end is lost for both errors and successes, never turned into a negative or a double count.
+    before its end is lost for both errors and successes, never turned into a negative or a double count. What a
+    predictor counted before its first answer is not known and not taken.
     """
     same_gateway = before.gateway == after.gateway
     return Window(
@@ -51,15 +60,18 @@ def window_between(before: Reading, after: Reading) -> Window:
 
 def _arm(before: Counters, after: Counters, *, same_gateway: bool) -> ArmCounts:
     codes = _difference(before.codes if same_gateway else {}, after.codes)
-    same_boot = before.boot == after.boot
+    if not before.boot:
+        before = before.model_copy(update={"latency": after.latency, "score": after.score})
+    elif before.boot != after.boot:
+        before = before.model_copy(update={"latency": {}, "score": {}})
     return ArmCounts(
         requests=sum(codes.values()),
         events={
             "errors": sum(count for code, count in codes.items() if code >= 500),
             "rejected": sum(count for code, count in codes.items() if 400 <= code < 500),
         },
-        latency=_difference(before.latency if same_boot else {}, after.latency),
-        score=_difference(before.score if same_boot else {}, after.score),
+        latency=_difference(before.latency, after.latency),
+        score=_difference(before.score, after.score),
     )
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Final
 
 from serin import model
-from serin.errors import TryAgain
+from serin.errors import TryAgain, UserError
 from serin.platforms import Champion
 from serin.platforms.embedded import processes
 from serin.platforms.embedded.gateway import LOCAL
@@ -79,20 +79,25 @@ def supervisor_pid(home: Path) -> int | None:
 def up(home: Path, *, timeout_s: float = START_S) -> str:
     """Start the platform, or find it running; return the address of its gateway.
 
-    Raises `TryAgain` when the gateway does not answer within `timeout_s`.
+    SERIN_PORT names the gateway's port on the first start (0: any free one; default 8080). Raises `TryAgain` when the
+    gateway does not answer within `timeout_s`.
     """
+    home = home.resolve()
+    port = os.environ.get("SERIN_PORT", "")
+    if port and not (port.isdecimal() and int(port) < 2**16):
+        raise UserError(f"SERIN_PORT={port} is no port; use a number from 0 to 65535.")
     if supervisor_pid(home) is None:
         home.mkdir(parents=True, exist_ok=True, mode=0o700)
         processes.spawn(
             processes.python("serin.platforms.embedded.supervisor", str(home)),
             log=home / "logs" / "supervisor.log",
-            env={name: os.environ[name] for name in ("SERIN_PORT",) if name in os.environ},
+            env={"SERIN_PORT": port} if port else {},
         )
     deadline = time.monotonic() + timeout_s
     store = Store(home)
     try:
         while time.monotonic() < deadline:
-            if supervisor_pid(home) is not None and _ready(store.setting("admin_port")):
+            if supervisor_pid(home) is not None and _ready(store):
                 return f"http://{LOCAL}:{store.setting('port')}"
             time.sleep(0.05)
     finally:
@@ -102,11 +107,11 @@ def up(home: Path, *, timeout_s: float = START_S) -> str:
     )
 
 
-def _ready(admin_port: int | None) -> bool:
-    if admin_port is None:
+def _ready(store: Store) -> bool:
+    if not processes.alive(*(store.setting("gateway_pid") or (None, None))):
         return False
     try:
-        with urllib.request.urlopen(f"http://{LOCAL}:{admin_port}/ready", timeout=1) as response:
+        with urllib.request.urlopen(f"http://{LOCAL}:{store.setting('admin_port')}/ready", timeout=1) as response:
             return bool(response.status == 200)
     except (urllib.error.URLError, OSError):
         return False
@@ -117,6 +122,7 @@ def down(home: Path) -> int:
 
     State stays: the next `up` serves the same model and goes on with an unfinished rollout.
     """
+    home = home.resolve()
     count = 0
     pid = supervisor_pid(home)
     if pid is not None:
@@ -127,8 +133,7 @@ def down(home: Path) -> int:
             time.sleep(0.05)
         if supervisor_pid(home) == pid:
             os.kill(pid, signal.SIGKILL)
-    found = list(processes.belonging_to(home))
-    for process in sorted(found, key=lambda each: "--config-path" not in each.cmdline()):
-        processes.stop(process.pid, timeout_s=STOP_S)
-        count += 1
-    return count
+    ours = processes.belonging_to(home)
+    for each in ours:
+        processes.stop(each, timeout_s=STOP_S)
+    return count + len(ours)

@@ -49,20 +49,23 @@ def model_folder(store: Store, digest: str) -> Path:
 def fetch(store: Store, candidate: Candidate) -> str:
     """Bring the candidate's model into the platform's own storage, checked; return its digest.
 
-    Raises `UserError` when runtime, address or digest is wrong. Costs nothing when it is there already.
+    Raises `UserError` when runtime, address or digest is wrong, or the files cannot be read or copied.
     """
     if candidate.runtime not in RUNTIMES:
         raise UserError(f"There is no runtime {candidate.runtime}; known: {', '.join(RUNTIMES)}.")
     source = _local_path(candidate.storage_uri)
-    model.verify(source, candidate.digest)
-    digest = model.digest(source)
-    folder = model_folder(store, digest)
-    if not folder.exists():
-        partial = folder.with_name(folder.name + ".partial")
-        shutil.rmtree(partial, ignore_errors=True)
-        shutil.copytree(source, partial)
-        partial.rename(folder)
-    model.verify(folder, digest)
+    try:
+        model.verify(source, candidate.digest)
+        digest = model.digest(source)
+        folder = model_folder(store, digest)
+        if not folder.exists():
+            partial = folder.with_name(folder.name + ".partial")
+            shutil.rmtree(partial, ignore_errors=True)
+            shutil.copytree(source, partial)
+            partial.rename(folder)
+        model.verify(folder, digest)
+    except (OSError, ValueError) as error:
+        raise UserError(f"Model {source} cannot be taken over: {error}") from error
     return digest
 
 

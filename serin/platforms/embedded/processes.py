@@ -2,10 +2,12 @@
 
 import contextlib
 import os
+import random
 import socket
 import subprocess
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import Final
 
@@ -15,6 +17,10 @@ from serin.platforms.embedded.gateway import LOCAL
 
 _KEPT_VARIABLES: Final = ("PATH", "HOME", "LANG", "LC_ALL", "TMPDIR", "TZ", "LD_LIBRARY_PATH", "VIRTUAL_ENV")
 """A model server gets these of the supervisor's environment, and nothing that may be a secret."""
+_OWN_FILES: Final = ("--config-path", "--model-dir")
+"""The options by which a gateway and a model server are known as ours."""
+_PORTS: Final = range(20_000, 32_000)
+"""Below those the system gives to outgoing connections: none of them takes a port before its server is up."""
 
 
 def spawn(
@@ -69,22 +75,22 @@ def stop(pid: int, *, timeout_s: float) -> None:
             process.wait(5)
 
 
-def belonging_to(home: Path) -> Iterator[psutil.Process]:
-    """Every process of this user that was started with a path below `home` among its arguments."""
+def belonging_to(home: Path) -> list[int]:
+    """The pids of all gateways and model servers whose files are below `home`, gateways first."""
     prefix = f"{home}{os.sep}"
+    found = []
     for process in psutil.process_iter():
         with contextlib.suppress(psutil.Error):
-            if process.pid != os.getpid() and any(word.startswith(prefix) for word in process.cmdline()[1:]):
-                yield process
+            for option, value in pairwise(process.cmdline()):
+                if option in _OWN_FILES and value.startswith(prefix):
+                    found.append((_OWN_FILES.index(option), process.pid))
+    return [pid for _, pid in sorted(found)]
 
 
 def free_port(preferred: int = 0) -> int:
     """A port of the loopback interface on which nobody listens: `preferred`, or else any."""
-    for port in (preferred, 0) if preferred else (0,):
+    for port in ([preferred] if preferred else []) + random.SystemRandom().sample(_PORTS, 100):
         with socket.socket() as probe, contextlib.suppress(OSError):
-            if not port:
-                probe.bind((LOCAL, 0))
-                return int(probe.getsockname()[1])
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             probe.bind((LOCAL, port))
             return port

