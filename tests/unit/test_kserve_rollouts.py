@@ -249,6 +249,17 @@ def test_blind_from_the_start_nothing_begins() -> None:
     assert "counters" in cluster.status.reason
 
 
+def test_a_service_that_is_changing_is_waited_for() -> None:
+    fake = promoted()
+    fake.delay = lambda model: 8 if model == "v8" else 0
+    cluster = Cluster(fake.ask("v8").settle(2), rollout())
+    for _ in range(4):
+        cluster.tick()
+    assert cluster.status.phase is Phase.PENDING
+    assert "waits until InferenceService churn is at rest" in cluster.status.reason
+    assert cluster.run().phase is Phase.PROMOTED
+
+
 def test_the_first_model_goes_live_after_its_checks() -> None:
     cluster = Cluster(FakeKServe(exists=False), rollout("v1"))
     status = cluster.run()
@@ -266,7 +277,6 @@ def test_a_first_model_that_fails_its_checks_is_removed() -> None:
 REFUSED: list[tuple[str, Callable[[FakeKServe], object]]] = [
     ("serves this candidate already", lambda fake: fake.ask("v3", percent=100).settle().ask(percent=None).settle()),
     ("canaryTrafficPercent 10", lambda fake: fake.ask("v8", percent=10).settle()),
-    ("is not at rest", lambda fake: setattr(fake, "delay", lambda _: NEVER) or fake.ask("v8").settle()),
     ("minReplicas 0", lambda fake: fake.predictor.update(minReplicas=0)),
     ("disable-auto-update", lambda fake: fake.annotations.update({"serving.kserve.io/disable-auto-update": "true"})),
     ("enable-tag-routing", lambda fake: fake.annotations.clear()),

@@ -5,8 +5,8 @@ from collections.abc import Iterator, Mapping
 from typing import Any, Final
 
 import urllib3
-from kubernetes import client, config
-from kubernetes.config.config_exception import ConfigException
+from kubernetes import client, config  # type: ignore[import-untyped]
+from kubernetes.config.config_exception import ConfigException  # type: ignore[import-untyped]
 
 from serin.errors import TryAgain, UserError
 

@@ -85,14 +85,19 @@ def refusal(service: Service | None, candidate: Candidate) -> str | None:
             f"{name} has {PERCENT} {service.percent}: another canary is open, or was left at 0; go back to the "
             "model that should serve, wait until it is ready, and remove the field."
         )
-    if not service.settled:
-        return (
-            f"{name} is not at rest (created {service.created or 'none'}, ready {service.ready or 'none'}, "
-            f"rolled out {service.rolled_out or 'none'}); wait until its newest revision has all traffic."
-        )
     if candidate_predictor(service, candidate) == service.predictor:
         return f"{name} serves this candidate already; there is nothing to release."
     return None
+
+
+def unrest(service: Service) -> str | None:
+    """What is still under way in the service, so that a rollout must wait; None when nothing is."""
+    if service.settled:
+        return None
+    return (
+        f"waits until InferenceService {service.name} is at rest (created {service.created or 'none'}, "
+        f"ready {service.ready or 'none'}, rolled out {service.rolled_out or 'none'})"
+    )
 
 
 def candidate_predictor(service: Service | None, candidate: Candidate) -> dict[str, Any]:

@@ -1,14 +1,19 @@
 """An InferenceService as it is read: the few fields a canary depends on."""
 
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Final
+
+from serin.errors import UserError
 
 PERCENT: Final = "canaryTrafficPercent"
 TAG_ROUTING: Final = "serving.kserve.io/enable-tag-routing"
 AUTO_UPDATE: Final = "serving.kserve.io/disable-auto-update"
 DEPLOYMENT_MODE: Final = "serving.kserve.io/deploymentMode"
 KNATIVE_MODES: Final = ("Knative", "Serverless")
+REQUESTS: Final = "requests.json"
+MAX_REQUESTS: Final = 200
 _FAILED: Final = "BlockedByFailedLoad"
 
 
@@ -93,3 +98,18 @@ def read(document: Mapping[str, Any]) -> Service:
         failure=failed.get("message") or failed.get("reason"),
         failed_revision=failed.get("modelRevisionName", ""),
     )
+
+
+def requests(config_map: Mapping[str, Any]) -> list[object]:
+    """Recorded requests for checks at 0 % traffic, from the ConfigMap `<service>-requests`: bodies of the V1
+    protocol, a JSON list under the key `requests.json`. Raises `UserError` when it is something else."""
+    name = config_map["metadata"]["name"]
+    try:
+        bodies = json.loads(config_map.get("data", {}).get(REQUESTS, "[]"))
+    except ValueError as error:
+        raise UserError(
+            f"ConfigMap {name}: {REQUESTS} is not JSON ({error}); write a list of request bodies."
+        ) from error
+    if not isinstance(bodies, list):
+        raise UserError(f"ConfigMap {name}: {REQUESTS} is not a list; write a list of request bodies.")
+    return bodies[:MAX_REQUESTS]

@@ -45,8 +45,6 @@ def step(rollout: ModelRollout, seen: Seen, now: datetime) -> tuple[Status, tupl
     status, kept = rollout.status, memory(rollout.status)
     if status.phase.terminal:
         return status, ()
-    if status.phase is Phase.PENDING and seen.service is not None and seen.counts is None and not rollout.spec.abort:
-        return status.model_copy(update={"reason": "waits until the gateway's counters can be read"}), ()
     measured, window = _measured(kept.measured, status, seen, now)
     observation = choreography.observe(seen.service, status, kept.predictors, rollout.spec.candidate)
     observation = dataclasses.replace(
@@ -55,8 +53,12 @@ def step(rollout: ModelRollout, seen: Seen, now: datetime) -> tuple[Status, tupl
         checks=seen.checks,
         waits_for=seen.waits_for,
         superseded_by=seen.superseded_by,
+        refusal=observation.refusal if seen.waits_for is None else None,
         foreign_change=observation.foreign_change or _blind(status, measured, now),
     )
+    waits = _waits(rollout, seen) if observation.refusal is None else None
+    if waits is not None:
+        return status.model_copy(update={"reason": waits}), ()
     after, actions = reconcile(rollout.spec, status, observation, now)
     predictors = kept.predictors
     if status.phase is Phase.PENDING and after.phase is Phase.DARK:
@@ -67,6 +69,16 @@ def step(rollout: ModelRollout, seen: Seen, now: datetime) -> tuple[Status, tupl
         )
     document = Memory(predictors=predictors, measured=measured).model_dump(mode="json", by_alias=True)
     return after.model_copy(update={"platform": document}), actions
+
+
+def _waits(rollout: ModelRollout, seen: Seen) -> str | None:
+    """What must pass before the rollout can begin."""
+    ending = rollout.spec.abort or seen.superseded_by is not None
+    if rollout.status.phase is not Phase.PENDING or seen.service is None or seen.waits_for is not None or ending:
+        return None
+    if seen.counts is None:
+        return "waits until the gateway's counters can be read"
+    return choreography.unrest(seen.service)
 
 
 def _measured(

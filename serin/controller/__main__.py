@@ -1,0 +1,111 @@
+"""`python -m serin.controller`: release what ModelRollouts ask for, until SIGTERM."""
+
+import argparse
+import json
+import logging
+import os
+import signal
+import socket
+import sys
+import threading
+import time
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Final
+
+from prometheus_client import generate_latest
+
+from serin.controller.cache import Cache
+from serin.controller.controller import Controller, Metrics
+from serin.controller.leader import Leader
+from serin.errors import UserError
+from serin.platforms.kserve.api import Api
+from serin.platforms.kserve.gateway import Gateway, Where
+
+STUCK_S: Final = 60.0
+"""A loop that did not come round for this long is reported as unhealthy."""
+
+
+class _JsonLines(logging.Formatter):
+    def format(self, record: logging.LogRecord) -> str:
+        line: dict[str, object] = {
+            "time": time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(record.created)) + f".{int(record.msecs):03d}Z",
+            "level": record.levelname,
+            "logger": record.name,
+            "message": record.getMessage(),
+        }
+        line |= {name: getattr(record, name) for name in ("rollout", "phase", "traffic") if hasattr(record, name)}
+        if record.exc_info:
+            line["exception"] = self.formatException(record.exc_info)
+        return json.dumps(line)
+
+
+def _arguments() -> argparse.Namespace:
+    where = Where()
+    parser = argparse.ArgumentParser(prog="python -m serin.controller", description=__doc__)
+    parser.add_argument("--namespace", default=os.environ.get("POD_NAMESPACE", "serin-system"), help="of the lease")
+    parser.add_argument("--host", default="127.0.0.1", help="where health and metrics are served")
+    parser.add_argument("--port", type=int, default=8081)
+    parser.add_argument("--gateway-namespace", default=where.namespace)
+    parser.add_argument("--gateway-pods", default=where.pods, help="label selector of the gateway's pods")
+    parser.add_argument("--gateway-service", default=where.service)
+    parser.add_argument("--log-level", default="INFO")
+    return parser.parse_args()
+
+
+def _serve_health(host: str, port: int, controller: Controller, leader: Leader, metrics: Metrics) -> None:
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            if self.path == "/metrics":
+                self._answer(200, generate_latest(metrics.registry))
+            elif self.path in ("/healthz", "/readyz"):
+                stuck = leader.leads and time.monotonic() - controller.last_round_s > STUCK_S
+                self._answer(503 if stuck else 200, b"stuck\n" if stuck else b"ok\n")
+            else:
+                self._answer(404, b"there are /healthz, /readyz and /metrics\n")
+
+        def _answer(self, code: int, body: bytes) -> None:
+            self.send_response(code)
+            self.send_header("Content-Type", "text/plain; charset=utf-8")
+            self.end_headers()
+            self.wfile.write(body)
+
+        def log_message(self, format: str, *args: object) -> None:
+            """Probes are not worth a line."""
+
+    server = ThreadingHTTPServer((host, port), Handler)
+    threading.Thread(target=server.serve_forever, name="health", daemon=True).start()
+
+
+def main() -> int:
+    arguments = _arguments()
+    handler = logging.StreamHandler()
+    handler.setFormatter(_JsonLines())
+    logging.basicConfig(level=logging.WARNING, handlers=[handler])
+    logging.getLogger("serin").setLevel(arguments.log_level)
+    stop = threading.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: stop.set())
+    try:
+        api = Api.connect()
+        where = Where(arguments.gateway_namespace, arguments.gateway_pods, arguments.gateway_service)
+        cache, metrics = Cache(api), Metrics()
+        controller = Controller(api, Gateway(api, where), cache, metrics)
+        leader = Leader(api, arguments.namespace, f"{socket.gethostname()}_{os.getpid()}")
+        _serve_health(arguments.host, arguments.port, controller, leader, metrics)
+        leader.acquire(stop)
+        if stop.is_set():
+            return 0
+        cache.refresh()
+        threading.Thread(target=cache.follow, args=(stop,), name="watch", daemon=True).start()
+        keeper = threading.Thread(target=leader.keep, args=(stop,), name="lease", daemon=True)
+        keeper.start()
+        controller.run(stop)
+        keeper.join(5)
+    except UserError as error:
+        print(f"serin: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

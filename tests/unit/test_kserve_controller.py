@@ -1,0 +1,236 @@
+"""The controller against an API server in memory, in front of the fake KServe."""
+
+import copy
+import itertools
+from collections.abc import Sequence
+from typing import Any
+
+import pytest
+
+from serin.controller.cache import Cache
+from serin.controller.controller import Controller, Metrics
+from serin.errors import TryAgain
+from serin.platforms.kserve import objects
+from serin.platforms.kserve.api import Conflict
+from serin.rollout import Check
+from tests.unit.kserve_fake import FakeKServe, merge, promoted
+
+SPEC = {
+    "service": "churn",
+    "candidate": {"storageUri": "v3"},
+    "plan": {
+        "stages": [{"traffic": 10, "minSeconds": 0}, {"traffic": 50, "minSeconds": 0}],
+        "bake": {"traffic": 99, "seconds": 0},
+    },
+    "judge": {"dryRun": True},
+}
+PATH = objects.rollouts("serving", "churn-3")
+
+
+class FakeApi:
+    """Objects by path, with versions, merge patches, finalizers and the status subresource."""
+
+    def __init__(self, fake: FakeKServe) -> None:
+        self.fake = fake
+        self.objects: dict[str, dict[str, Any]] = {}
+        self.events: list[tuple[str, str]] = []
+        self.down = False
+        self._versions = itertools.count(1)
+
+    def add(self, spec: dict[str, Any], name: str = "churn-3") -> None:
+        metadata = {"name": name, "namespace": "serving", "uid": name, "creationTimestamp": "2026-11-22T09:30:00Z"}
+        document = {"apiVersion": "serin.dev/v1alpha1", "kind": "ModelRollout", "metadata": metadata, "spec": spec}
+        self._put(objects.rollouts("serving", name), document)
+
+    def _put(self, path: str, document: dict[str, Any]) -> dict[str, Any]:
+        document = copy.deepcopy(document)
+        document["metadata"]["resourceVersion"] = str(next(self._versions))
+        self.objects[path] = document
+        if "deletionTimestamp" in document["metadata"] and not document["metadata"].get("finalizers"):
+            del self.objects[path]
+        return copy.deepcopy(document)
+
+    def _alive(self) -> None:
+        if self.down:
+            raise TryAgain("the API server does not answer", delay_s=1)
+
+    def get(self, path: str) -> dict[str, Any] | None:
+        self._alive()
+        if path == objects.services("serving", "churn"):
+            return self.fake.read() if self.fake.exists else None
+        return copy.deepcopy(self.objects.get(path))
+
+    def list(self, path: str, labels: str = "") -> dict[str, Any]:
+        self._alive()
+        return {"items": copy.deepcopy(list(self.objects.values())), "metadata": {"resourceVersion": "0"}}
+
+    def create(self, path: str, document: dict[str, Any]) -> dict[str, Any]:
+        self._alive()
+        if path.endswith("/events"):
+            self.events.append((document["reason"], document["message"]))
+        return document
+
+    def patch(self, path: str, document: dict[str, Any]) -> dict[str, Any]:
+        self._alive()
+        version = document["metadata"]["resourceVersion"]
+        if path == objects.services("serving", "churn"):
+            if version != str(self.fake.version):
+                raise Conflict("the object has been modified", delay_s=0)
+            self.fake.patch({"spec": document["spec"]})
+            return self.fake.read()
+        return self._put(path, merge(self._current(path, version), document))
+
+    def replace(self, path: str, document: dict[str, Any]) -> dict[str, Any]:
+        self._alive()
+        path = path.removesuffix("/status")
+        current = self._current(path, document["metadata"]["resourceVersion"])
+        return self._put(path, {**current, "status": document["status"]})
+
+    def _current(self, path: str, version: str) -> dict[str, Any]:
+        if path not in self.objects or self.objects[path]["metadata"]["resourceVersion"] != version:
+            raise Conflict("the object has been modified", delay_s=0)
+        return self.objects[path]
+
+    def delete(self, path: str, resource_version: str) -> None:
+        self.fake.exists = False
+
+    def ask_to_delete(self) -> None:
+        document = self.objects[PATH]
+        document["metadata"]["deletionTimestamp"] = "2026-11-22T09:40:00Z"
+        self._put(PATH, document)
+
+
+class FakeGateway:
+    def __init__(self, fake: FakeKServe) -> None:
+        self._fake = fake
+        self._codes: dict[str, int] = {}
+
+    def serve(self) -> None:
+        for name, percent in self._fake.traffic().items():
+            self._codes[name] = self._codes.get(name, 0) + 10 * percent
+
+    def counts(self) -> dict[str, dict[str, dict[int, int]]]:
+        return {"kourier": {f"serving/{name}": {200: count} for name, count in self._codes.items()}}
+
+    def predictor_counts(self, namespace: str, revisions: Sequence[str]) -> dict[str, Any]:
+        return {}
+
+    def check(self, *_: object, **__: object) -> tuple[Check, ...]:
+        return (Check(name="ready", passed=True, detail="20 of 20 say that the model is ready"),)
+
+
+class World:
+    def __init__(self) -> None:
+        self.fake = promoted()
+        self.api, self.gateway = FakeApi(self.fake), FakeGateway(self.fake)
+        self.restart()
+
+    def restart(self) -> None:
+        self.cache = Cache(self.api)  # type: ignore[arg-type]
+        self.controller = Controller(self.api, self.gateway, self.cache, Metrics())  # type: ignore[arg-type]
+
+    def round(self) -> None:
+        self.gateway.serve()
+        self.fake.tick()
+        if not self.api.down:
+            self.cache.refresh()
+        self.controller.round()
+
+    def status(self, path: str = PATH) -> dict[str, Any]:
+        found: dict[str, Any] = self.api.objects[path].get("status", {})
+        return found
+
+    def until(self, *phases: str, rounds: int = 400, path: str = PATH) -> dict[str, Any]:
+        for _ in range(rounds):
+            if path in self.api.objects and self.status(path).get("phase") in phases:
+                return self.status(path)
+            self.round()
+        raise AssertionError(f"{self.status(path).get('phase')}: {self.status(path).get('reason')}")
+
+
+@pytest.fixture
+def world() -> World:
+    return World()
+
+
+def test_a_rollout_is_promoted_with_events_and_conditions(world: World) -> None:
+    world.api.add(SPEC)
+    status = world.until("Promoted")
+    assert world.fake.settle().traffic() == {"r3": 100}
+    conditions = {each["type"]: each["status"] for each in status["conditions"]}
+    assert conditions == {"Complete": "True", "Promoted": "True"}
+    told = [reason for reason, _ in world.api.events]
+    assert [name for name, _ in itertools.groupby(told)] == ["Dark", "Checking", "Progressing", "Baking", "Promoted"]
+    world.round()
+    assert (
+        "finalizers" not in world.api.objects[PATH]["metadata"]
+        or not world.api.objects[PATH]["metadata"]["finalizers"]
+    )
+
+
+@pytest.mark.parametrize("phase", ["Dark", "Checking", "Progressing", "Baking"])
+def test_another_controller_goes_on_where_the_last_one_died(world: World, phase: str) -> None:
+    world.api.add(SPEC)
+    world.until(phase)
+    world.restart()
+    world.until("Promoted")
+    assert world.fake.settle().traffic() == {"r3": 100}
+
+
+@pytest.mark.parametrize("phase", ["Dark", "Progressing", "Baking"])
+def test_deleting_a_rollout_brings_traffic_back_first(world: World, phase: str) -> None:
+    world.api.add(SPEC)
+    world.until(phase)
+    world.api.ask_to_delete()
+    for _ in range(60):
+        world.round()
+        if PATH not in world.api.objects:
+            break
+    assert PATH not in world.api.objects
+    assert {world.fake.models[name] for name in world.fake.settle().traffic()} == {"v2"}
+    assert world.fake.percent is None
+
+
+def test_an_api_server_that_is_away_changes_nothing(world: World) -> None:
+    world.api.add(SPEC)
+    world.until("Progressing")
+    world.api.down = True
+    before = world.fake.settle().traffic()
+    for _ in range(5):
+        world.round()
+    assert world.fake.traffic() == before
+    world.api.down = False
+    world.until("Promoted")
+
+
+def test_of_one_service_only_the_oldest_acts(world: World) -> None:
+    world.api.add(SPEC)
+    world.api.add({**SPEC, "candidate": {"storageUri": "v4"}}, "churn-4")
+    world.until("Progressing")
+    second = objects.rollouts("serving", "churn-4")
+    assert world.status(second)["reason"] == "waits for rollout churn-3 of the same service"
+    world.until("Promoted", path=second)
+    assert world.status()["phase"] == "Promoted"
+    assert world.fake.settle().traffic() == {"r4": 100}
+
+
+def test_a_spec_that_cannot_be_fails_and_touches_nothing(world: World) -> None:
+    world.api.add({**SPEC, "judge": {"require": ["nothing-of-that-name"]}})
+    version = world.fake.version
+    status = world.until("Failed")
+    assert "no metric is called 'nothing-of-that-name'" in status["reason"]
+    assert world.fake.version == version
+
+
+def test_a_stale_view_is_refused_and_looked_at_again(world: World) -> None:
+    world.api.add(SPEC)
+    world.until("Progressing")
+    stale = copy.deepcopy(world.api.objects[PATH])
+    world.round()
+    world.cache.put(stale)
+    world.gateway.serve()
+    traffic, stored = world.fake.traffic(), copy.deepcopy(world.api.objects[PATH])
+    world.controller.round()
+    assert world.api.objects[PATH] == stored
+    assert world.fake.traffic() == traffic
+    world.until("Promoted")
