@@ -1,0 +1,129 @@
+"""Counts that survive restarts, windows whose share is known, and probes that change no evidence."""
+
+import dataclasses
+from typing import Any
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from serin.judge.window import ArmCounts, Window
+from serin.platforms.kserve.measure import BEFORE, SETTLE_S, Measured, Tally, add, counters, measure, without_probes
+from serin.platforms.kserve.service import Row, Service
+from serin.rollout import Phase, Status
+
+STATUS = Status(phase=Phase.PROGRESSING, stage=0, traffic=20, stable_revision="r1", candidate_revision="r2")
+
+
+def service(percent: int, *, shown: int | None = None) -> Service:
+    """P is `percent`, the rows still show `shown`."""
+    share = percent if shown is None else shown
+    rows = (Row("r2", share, "latest"), Row("r1", 100 - share, "prev"))
+    return Service("churn", "1", {}, percent, "r2", "r2", "r1", rows=rows)
+
+
+def codes(stable: int, candidate: int, errors: int = 0, pod: str = "kourier") -> dict[str, Any]:
+    return {pod: {"r1 codes": {200: stable}, "r2 codes": {200: candidate, 500: errors}}}
+
+
+def looks(*steps: tuple[float, Service, dict[str, Any]], status: Status = STATUS) -> list[Window | None]:
+    before: Measured | None = None
+    windows = []
+    for at_s, seen, counts in steps:
+        before, window = measure(before, seen, status, counts, at_s)
+        before = Measured.model_validate_json(before.model_dump_json(by_alias=True))
+        windows.append(window)
+    return windows
+
+
+def test_traffic_moves_before_the_status_says_so() -> None:
+    _, changing, arrived, settling, settled = looks(
+        (0, service(20, shown=5), codes(0, 0)),
+        (1, service(20, shown=5), codes(80, 20)),
+        (2, service(20), codes(160, 40)),
+        (3, service(20), codes(248, 68)),
+        (3 + SETTLE_S, service(20), codes(328, 88)),
+    )
+    assert changing is not None
+    assert arrived is not None
+    assert settling is not None
+    assert settled is not None
+    assert [each.share for each in (changing, arrived, settling, settled)] == [None, None, 0.2, 0.2]
+    assert [each.stage for each in (changing, arrived, settling, settled)] == [BEFORE, BEFORE, 0, 0]
+    # 8 probes each are in it; as many answers are kept as fit the share
+    assert (settling.stable.requests, settling.candidate.requests) == (88, 22)
+    assert (settled.stable.requests, settled.candidate.requests) == (80, 20)
+
+
+def test_errors_count_while_probes_are_about() -> None:
+    *_, window = looks(
+        (0, service(5), codes(0, 0)),
+        (1, service(5), codes(8, 8, errors=6)),
+    )
+    assert window is not None
+    assert window.candidate.events["errors"] == 6
+    assert window.candidate.requests == 6
+    assert window.share == 0.05
+
+
+def test_no_window_without_traffic_on_the_candidate() -> None:
+    assert looks((0, service(0), codes(5, 0)), (1, service(0), codes(9, 0))) == [None, None]
+
+
+def test_a_gateway_that_is_restarted_or_joins_loses_counts_but_invents_none() -> None:
+    tally = add(Tally(), {"a": {"r1 codes": {200: 1000}}})
+    tally = add(tally, {"a": {"r1 codes": {200: 1010}}})
+    tally = add(tally, {"b": {"r1 codes": {200: 70}}})  # another pod: where it began is not known
+    tally = add(tally, {"b": {"r1 codes": {200: 75}}})
+    assert counters(tally, "r1").codes == {200: 15}
+
+
+def test_a_revision_that_comes_back_counts_from_zero() -> None:
+    """Kourier drops the series of a revision some time after it has left the route."""
+    tally = add(Tally(), {"a": {"r1 codes": {200: 508}}})
+    tally = add(tally, {"a": {"r1 codes": {}}})
+    tally = add(tally, {"a": {"r1 codes": {200: 395}}})
+    assert counters(tally, "r1").codes == {200: 395}
+
+
+@given(st.lists(st.tuples(st.sampled_from("abc"), st.integers(0, 50), st.booleans()), max_size=30))
+def test_the_tally_never_exceeds_what_was_answered(steps: list[tuple[str, int, bool]]) -> None:
+    answered, kept = 0, dict.fromkeys("abc", 0)
+    tally = Tally()
+    for pod, requests, restarted in steps:
+        kept[pod] = requests if restarted else kept[pod] + requests
+        answered += requests
+        before = counters(tally, "r1").codes.get(200, 0)
+        tally = add(tally, {pod: {"r1 codes": {200: kept[pod]}} for pod in kept})
+        assert before <= counters(tally, "r1").codes.get(200, 0) <= answered
+
+
+@given(
+    share=st.integers(1, 99),
+    real=st.integers(0, 500),
+    probes=st.integers(0, 20),
+    errors=st.integers(0, 5),
+)
+def test_what_is_kept_while_probes_are_about_fits_the_share(share: int, real: int, probes: int, errors: int) -> None:
+    candidate = real * share // 100 + probes + errors
+    window = Window(
+        id=1,
+        start_s=0,
+        end_s=1,
+        stage=0,
+        share=share / 100,
+        stable=ArmCounts(requests=real - real * share // 100 + probes),
+        candidate=ArmCounts(requests=candidate, events={"errors": errors}),
+    )
+    kept = without_probes(window)
+    assert kept.candidate.requests <= candidate
+    assert kept.stable.requests <= window.stable.requests
+    assert kept.candidate.events == window.candidate.events
+    assert kept.candidate.requests >= errors
+    both = kept.candidate.requests + kept.stable.requests
+    assert abs(kept.candidate.requests - both * share / 100) <= 1 + errors + both / 100
+
+
+def test_the_window_of_a_full_split_is_left_alone() -> None:
+    window = Window(1, 0, 1, 0, None, ArmCounts(requests=3), ArmCounts(requests=9))
+    assert without_probes(window) == window
+    assert without_probes(dataclasses.replace(window, share=1.0)).candidate.requests == 9
