@@ -16,7 +16,6 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
 from serin.controller.cache import Cache
 from serin.errors import TryAgain, UserError
-from serin.platforms.embedded.platform import active_rollouts
 from serin.platforms.kserve import objects
 from serin.platforms.kserve import service as kserve
 from serin.platforms.kserve.api import Api, Conflict
@@ -26,6 +25,7 @@ from serin.platforms.kserve.measure import Series
 from serin.platforms.kserve.step import Seen, memory, step
 from serin.reconcile import Action, RunChecks, SetSplit
 from serin.rollout import ModelRollout, Phase, Status
+from serin.turns import active_rollouts
 
 TICK_S: Final = 1.0
 ATTEMPTS: Final = 3

@@ -27,7 +27,7 @@ from serin.reconcile import (
     RunChecks,
     SetSplit,
 )
-from serin.rollout import Candidate, Check, Concurrency, ModelRollout, Phase
+from serin.rollout import Candidate, Check, ModelRollout, Phase
 from serin.store import RevisionRecord, Service, Store
 
 RUNTIMES: Final[dict[str, str]] = {"serin-onnx": "predictor", "serin-drill": "predictor.drill"}
@@ -76,25 +76,6 @@ def _local_path(uri: str) -> Path:
     if parsed.scheme:
         raise UserError(f"storageUri {uri}: the embedded platform reads file:// and plain paths only.")
     return Path(uri)
-
-
-def active_rollouts(unfinished: list[ModelRollout]) -> list[tuple[ModelRollout, str | None, str | None]]:
-    """Each with the older one it waits for and the newer one that supersedes it.
-
-    `unfinished`: rollouts, oldest first. Of one service only the oldest acts.
-    """
-    result = []
-    for each in unfinished:
-        same = [
-            other
-            for other in unfinished
-            if (other.metadata.namespace, other.spec.service) == (each.metadata.namespace, each.spec.service)
-        ]
-        newer = same[same.index(each) + 1 :]
-        supersedes = [other.metadata.name for other in newer if other.spec.concurrency is Concurrency.SUPERSEDE]
-        waits_for = same[0].metadata.name if same[0] is not each else None
-        result.append((each, waits_for, supersedes[-1] if supersedes else None))
-    return result
 
 
 class EmbeddedPlatform:

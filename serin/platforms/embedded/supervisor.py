@@ -30,13 +30,13 @@ from serin.platforms.embedded.platform import (
     RUNTIMES,
     EmbeddedPlatform,
     Gateway,
-    active_rollouts,
 )
 from serin.reconcile import RunChecks, reconcile
 from serin.rollout import Check, ModelRollout
 from serin.store import RevisionRecord, Store
 from serin.telemetry import envoy
 from serin.telemetry.windows import Counters, Reading, carry_on, to_document, window_between
+from serin.turns import active_rollouts
 
 CLUSTERS: Final = "clusters.json"
 ROUTES: Final = "routes.json"

@@ -1,0 +1,24 @@
+"""Of one service, only one rollout acts at a time."""
+
+from collections import defaultdict
+from collections.abc import Sequence
+
+from serin.rollout import Concurrency, ModelRollout
+
+
+def active_rollouts(unfinished: Sequence[ModelRollout]) -> list[tuple[ModelRollout, str | None, str | None]]:
+    """Each with the older one it waits for and the newer one that supersedes it.
+
+    `unfinished`: rollouts, oldest first. Of one service only the oldest acts.
+    """
+    by_service: defaultdict[tuple[str, str], list[ModelRollout]] = defaultdict(list)
+    for each in unfinished:
+        by_service[each.metadata.namespace, each.spec.service].append(each)
+    result = []
+    for same in by_service.values():
+        for place, each in enumerate(same):
+            newer = (other for other in reversed(same[place + 1 :]) if other.spec.concurrency is Concurrency.SUPERSEDE)
+            supersedes = next(newer, None)
+            waits_for = same[0].metadata.name if place else None
+            result.append((each, waits_for, supersedes.metadata.name if supersedes is not None else None))
+    return result
