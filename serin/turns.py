@@ -17,8 +17,8 @@ def active_rollouts(unfinished: Sequence[ModelRollout]) -> list[tuple[ModelRollo
     result = []
     for same in by_service.values():
         for place, each in enumerate(same):
-            newer = (other for other in reversed(same[place + 1 :]) if other.spec.concurrency is Concurrency.SUPERSEDE)
-            supersedes = next(newer, None)
+            newer = same[place + 1 :]
+            supersedes = [other.metadata.name for other in newer if other.spec.concurrency is Concurrency.SUPERSEDE]
             waits_for = same[0].metadata.name if place else None
-            result.append((each, waits_for, supersedes.metadata.name if supersedes is not None else None))
+            result.append((each, waits_for, supersedes[-1] if supersedes else None))
     return result
