@@ -52,11 +52,9 @@ class Book:
         processes = self.harm.evidence(wealth) + cash
         return self._by_metric(processes), float(processes[-1])
 
-    def leads(self, wealth: Floats, start_share: float) -> Floats:
-        """Of every metric, by what factor its best bet has grown since the start."""
-        best = np.zeros(self.harm.processes)
-        np.maximum.at(best, self.harm.process, wealth / (start_share * self.harm.prior))
-        return self._by_metric(best)
+    def kept(self, wealth: Floats, start_share: float) -> Floats:
+        """Of every metric, what its bets on harm now hold for each unit put into them at the start."""
+        return self._by_metric(self.harm.evidence(wealth)) / start_share
 
     def _by_metric(self, processes: Floats) -> Floats:
         events = 2 * len(self.categories.row.events)

@@ -11,7 +11,7 @@ import numpy as np
 
 from serin.histograms import LATENCY_EDGES_S, SCORE_EDGES
 from serin.judge import latency, scores
-from serin.judge.policy import Policy
+from serin.judge.policy import Policy, Scores
 from serin.judge.primitive import Floats, Ints
 from serin.judge.window import ArmCounts
 
@@ -85,11 +85,11 @@ class Categories:
         nothing = np.zeros((0, 0))
         layout = cls(row, measured, latencies, slow, up, down, plain, extreme, count, nothing, nothing)
         tolerated = latency.tolerated(policy.latency.margin, policy.latency.tolerance_ms)
-        return replace(
-            layout,
-            stable=layout._members(latency_edges, score_edges, 0),
-            candidate=layout._members(tolerated[latency_edges], score_edges, scores.shift(policy.scores.tolerance)),
-        )
+        stable = layout._members(latency_edges, score_edges, 0)
+        candidate = layout._members(tolerated[latency_edges], score_edges, scores.shift(policy.scores.tolerance))
+        if policy.scores.expected is Scores.DIFFERENT:
+            stable[:, row.score] = candidate[:, row.score] = 0
+        return replace(layout, stable=stable, candidate=candidate)
 
     def _members(self, latency_edges: Ints, score_edges: Ints, score_shift: int) -> Floats:
         """1 where a place of the row belongs to a category; the edges are those of the arm in question."""

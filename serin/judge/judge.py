@@ -1,14 +1,13 @@
 """The judge: a fold over windows, `start` and `observe`, and what it says, `decide`."""
 
 import math
-from dataclasses import replace
 
 import numpy as np
 
 from serin.judge import latency, scores
 from serin.judge.book import Book
 from serin.judge.categories import LATENCY_BUCKETS, REQUESTS, SCORE_BUCKETS
-from serin.judge.policy import Policy, Scores
+from serin.judge.policy import Policy
 from serin.judge.primitive import Floats
 from serin.judge.reference import Reference
 from serin.judge.state import BEFORE, State, stage_policy
@@ -45,10 +44,6 @@ def observe(state: State, window: Window) -> State:
 
     A window of stage -1, from before the rollout, only teaches how stable's latencies and scores are distributed.
     """
-    if state.policy.scores.expected is Scores.DIFFERENT:
-        window = replace(
-            window, stable=replace(window.stable, score={}), candidate=replace(window.candidate, score={})
-        )
     row = state.book.categories.row
     return add(state, window, row.of(window.stable), row.of(window.candidate))
 

@@ -87,8 +87,10 @@ class JudgeSpec(Document):
     """Metrics that must be judged: without their counts the candidate never advances."""
     suspicion: Annotated[float, Field(ge=1, le=20)] = 3.0
     """No stage is passed while the combined evidence of harm is at or above this e-value."""
+    doubt: Annotated[float, Field(gt=0, le=1)] = 0.3
     patience: Annotated[float, Field(ge=1)] = 5.0
-    """A stage lasts up to this many times its minimum while some bet on harm is ahead of where it started."""
+    """A stage lasts up to `patience` times its minimum while the bets on a metric's harm still hold the part `doubt`
+    of the wealth put into them."""
     start_share: Annotated[float, Field(gt=0, lt=1)] = 0.85
     """Share of the wealth bet from the first request on; the rest waits for harm that begins later."""
     restart_s: Positive = 2400.0
@@ -114,7 +116,8 @@ class JudgeSpec(Document):
     def shares(self) -> dict[str, float]:
         """The weight of every metric in the combined evidence; they sum to 1."""
         weights = {metric.name: metric.weight for metric in self.event_metrics}
-        weights |= {LATENCY: self.latency.weight, SCORES: self.scores.weight}
+        weights |= {LATENCY: self.latency.weight}
+        weights |= {SCORES: self.scores.weight if self.scores.expected is Scores.SAME else 0.0}
         total = sum(weights.values())
         return {name: weight / total for name, weight in weights.items()}
 

@@ -14,7 +14,7 @@ import numpy as np
 from serin.judge.primitive import Bet, Bets, Floats, Ints, OneSampleBets
 
 _LARGEST: Final = 1e250
-_LARGEST_LOG: Final = 575.0
+_LARGEST_LOG: Final = 130.0  # their product is still a number
 
 OneSample = tuple[int, float, float]
 Weighted = tuple[float, "Bet | OneSample"]

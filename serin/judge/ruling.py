@@ -85,9 +85,10 @@ def _act(
     if total >= policy.suspicion:
         worst = state.book.metrics[int(np.argmax(state.book.weights * by_metric))]
         return wait(f"The candidate looks worse, which is not proved: {_counts(state, worst)}.")
-    leads = state.book.leads(state.harm, policy.start_share)
-    if float(leads.max()) >= 1 and age_s < policy.patience * stage.min_s:
-        worst = state.book.metrics[int(np.argmax(leads))]
+    judged = np.array([name not in unjudged for name in state.book.metrics])
+    kept = np.where(judged, state.book.kept(state.harm, policy.start_share), 0.0)
+    if float(kept.max()) >= policy.doubt and age_s < policy.patience * stage.min_s:
+        worst = state.book.metrics[int(np.argmax(kept))]
         return wait(f"Looking longer, as the candidate may be worse: {_counts(state, worst)}.")
     if age_s < stage.min_s:
         return wait(
