@@ -134,6 +134,5 @@ def down(home: Path) -> int:
         if supervisor_pid(home) == pid:
             os.kill(pid, signal.SIGKILL)
     ours = processes.belonging_to(home)
-    for each in ours:
-        processes.stop(each, timeout_s=STOP_S)
+    processes.stop(ours, timeout_s=STOP_S)
     return count + len(ours)

@@ -6,7 +6,7 @@ import random
 import socket
 import subprocess
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from itertools import pairwise
 from pathlib import Path
 from typing import Final
@@ -17,6 +17,7 @@ from serin.platforms.embedded.gateway import LOCAL
 
 _KEPT_VARIABLES: Final = ("PATH", "HOME", "LANG", "LC_ALL", "TMPDIR", "TZ", "LD_LIBRARY_PATH", "VIRTUAL_ENV")
 """A model server gets these of the supervisor's environment, and nothing that may be a secret."""
+KILL_S: Final = 5.0
 _OWN_FILES: Final = ("--config-path", "--model-dir")
 """The options by which a gateway and a model server are known as ours."""
 _PORTS: Final = range(20_000, 32_000)
@@ -63,16 +64,19 @@ def alive(pid: int | None, start: float | None) -> bool:
         return False
 
 
-def stop(pid: int, *, timeout_s: float) -> None:
-    """SIGTERM, then SIGKILL after `timeout_s`."""
-    with contextlib.suppress(psutil.NoSuchProcess):
-        process = psutil.Process(pid)
-        process.terminate()
-        try:
-            process.wait(timeout_s)
-        except psutil.TimeoutExpired:
+def stop(pids: Iterable[int], *, timeout_s: float) -> None:
+    """SIGTERM to each in turn, SIGKILL to those that are still there after `timeout_s`."""
+    ending = []
+    for pid in pids:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            process = psutil.Process(pid)
+            process.terminate()
+            ending.append(process)
+    _, remaining = psutil.wait_procs(ending, timeout_s)
+    for process in remaining:
+        with contextlib.suppress(psutil.NoSuchProcess):
             process.kill()
-            process.wait(5)
+    psutil.wait_procs(remaining, KILL_S)
 
 
 def belonging_to(home: Path) -> list[int]:

@@ -46,6 +46,7 @@ DRAIN_S: Final = 10.0
 COUNTERS_TIMEOUT: Final = aiohttp.ClientTimeout(total=0.5)
 """A model server that hangs must not keep the loop from taking its traffic away."""
 MIN_DRAIN_S: Final = 1.0
+STRAY_S: Final = 5.0
 DEFAULT_PORT: Final = 8080
 LOCK: Final = "supervisor.lock"
 _USER_MISTAKE: Final = 2
@@ -401,10 +402,10 @@ class Supervisor:
         """End what an earlier supervisor started but did not live to write down."""
         known = {each.pid for each in self._store.revisions()}
         known.add((self._store.setting("gateway_pid") or [None])[0])
-        for pid in processes.belonging_to(self._home):
-            if pid not in known:
-                _log.warning("ending stray process %d", pid)
-                processes.stop(pid, timeout_s=5)
+        strays = [pid for pid in processes.belonging_to(self._home) if pid not in known]
+        if strays:
+            _log.warning("ending stray processes %s", strays)
+            processes.stop(strays, timeout_s=STRAY_S)
 
 
 @dataclasses.dataclass(frozen=True, slots=True)

@@ -1,0 +1,183 @@
+"""Releases on the embedded platform: real Envoy, real model servers, live traffic, kill -9."""
+
+import math
+import os
+import signal
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from embedded import QUICK, SERVICE, Home, by_revision, home, shown, traffic, write_model
+
+from serin import timeline
+from serin.plan import Checks
+from serin.platforms.embedded import client, processes
+from serin.rollout import Phase
+
+pytestmark = pytest.mark.xdist_group("embedded")
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory) -> Path:
+    """Model directories 1, 2, …: all alike, all with digests of their own."""
+    folder = tmp_path_factory.mktemp("models")
+    for number in range(1, 5):
+        write_model(folder / str(number), intercept=2 + number / 1000)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def here(tmp_path_factory, models) -> Iterator[Home]:
+    """A platform on which the first model is live."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("SERIN_PORT", "0")
+        with home(tmp_path_factory.mktemp("a home") / "with spaces") as platform:
+            first = platform.ended(platform.request(models / "1"))
+            assert first.status.phase is Phase.PROMOTED, platform.story()
+            yield platform
+
+
+def test_the_first_model_is_live_after_its_checks(here):
+    status = here.platform.rollouts()[0].status
+    assert "first model of this service" in status.reason
+    assert [check.name for check in status.checks] == ["answers", "parity"]
+
+
+def test_a_healthy_candidate_is_promoted_without_a_lost_request(here, models):
+    with traffic(here, models / "1") as tally:
+        ended = here.ended(here.request(models / "2"))
+        here.settled()
+    status = ended.status
+    assert status.phase is Phase.PROMOTED, here.story()
+    assert (tally.failed, sum(tally.answers.values())) == (0, tally.sent), shown(tally)
+    assert set(by_revision(tally)) == {status.stable_revision, status.candidate_revision}
+    assert here.platform.champion(SERVICE).revision == status.candidate_revision
+    assert 0 < status.requests.candidate <= by_revision(tally)[status.candidate_revision]
+
+    windows = [timeline.from_document(each) for each in here.platform.store.windows(ended.metadata.name, "default")]
+    for stage, share in enumerate((0.2, 0.5, 0.99)):
+        under = [window for window in windows if window.stage == stage and window.share == share]
+        candidate = sum(window.candidate.requests for window in under)
+        total = candidate + sum(window.stable.requests for window in under)
+        assert total > 100
+        assert abs(candidate - share * total) <= 5 * math.sqrt(total * share * (1 - share)) + 1
+
+
+def test_a_model_that_serves_already_is_not_released_again(here, models):
+    latest = here.platform.rollouts()[-1]
+    assert here.request(models / "2") == latest
+
+
+@pytest.mark.parametrize(
+    ("fault", "why"),
+    [
+        ("errors", "answers: 21 of 21 requests without a valid answer"),
+        ("scores", "parity: served scores differ"),
+        ("crash", "requests without a valid answer"),
+        ("latency", "checks at 0 % traffic did not end within 3 s"),
+        ("slowstart", "candidate was not ready after 3 s"),
+    ],
+)
+def test_a_bad_candidate_is_refused_before_any_user_meets_it(here, models, fault, why):
+    start_s = 3 if fault in ("latency", "slowstart") else 15
+    with traffic(here, models / "1", rate=50) as tally:
+        ended = here.ended(here.drill(models / "2", fault, checks=Checks.FULL, start_seconds=start_s))
+    assert ended.status.phase is Phase.ROLLED_BACK and why in ended.status.reason, here.story()
+    assert (tally.failed, sum(tally.answers.values())) == (0, tally.sent), shown(tally)
+    assert set(by_revision(tally)) == {ended.status.stable_revision}
+    assert ended.status.requests.candidate == 0
+
+
+def test_without_checks_live_traffic_finds_the_errors(here, models):
+    with traffic(here, models / "1") as tally:
+        ended = here.ended(here.drill(models / "2", "errors", checks=Checks.NONE))
+    assert ended.status.phase is Phase.ROLLED_BACK and "errors" in ended.status.reason, here.story()
+    counts = by_revision(tally)
+    assert tally.failed == counts[ended.status.candidate_revision] == ended.status.errors.candidate, shown(tally)
+    here.settled()
+
+
+def test_a_supervisor_killed_in_every_phase_changes_nothing(here, models):
+    with traffic(here, models / "1") as tally:
+        rollout = here.request(models / "3")
+        for phase in (Phase.DARK, Phase.CHECKING, Phase.PROGRESSING, Phase.BAKING):
+            here.reached(rollout, phase)
+            here.kill_supervisor()
+            assert client.up(here.path) == here.address
+        ended = here.ended(rollout)
+        here.settled()
+    assert ended.status.phase is Phase.PROMOTED, here.story()
+    assert (tally.failed, sum(tally.answers.values())) == (0, tally.sent), shown(tally)
+    phases = [entry.phase for entry in ended.status.history]
+    assert phases.count(Phase.DARK) == phases.count(Phase.CHECKING) == 1
+
+
+def test_a_supervisor_killed_while_rolling_back_rolls_back(here, models):
+    with traffic(here, models / "1", rate=100) as tally:
+        rollout = here.drill(models / "2", "errors", checks=Checks.NONE)
+        here.reached(rollout, Phase.ROLLING_BACK)
+        here.kill_supervisor()
+        client.up(here.path)
+        ended = here.ended(rollout)
+        here.settled()
+    assert ended.status.phase is Phase.ROLLED_BACK and "errors" in ended.status.reason
+    assert tally.failed == by_revision(tally)[ended.status.candidate_revision], shown(tally)
+
+
+def test_gateway_and_stable_server_come_back_and_the_rollout_ends_right(here, models):
+    with traffic(here, models / "1") as tally:
+        rollout = here.request(models / "4", plan=QUICK.model_copy(update={"checks": Checks.NONE}))
+        here.reached(rollout, Phase.PROGRESSING)
+        gateway = here.platform.store.setting("gateway_pid")
+        os.kill(gateway[0], signal.SIGKILL)
+        here.wait(lambda: here.platform.store.setting("gateway_pid") != gateway, "another gateway")
+        stable = here.find(rollout).status.stable_revision
+        killed = here.server(stable)
+        assert killed is not None
+        os.kill(killed, signal.SIGKILL)
+        here.wait(lambda: here.server(stable) not in (None, killed), "stable's server")
+        ended = here.ended(rollout)
+        here.settled()
+    assert ended.status.phase is Phase.PROMOTED, here.story()
+    assert client.up(here.path) == here.address
+    candidate = ended.status.candidate_revision
+    assert tally.answers[candidate, 200] == by_revision(tally)[candidate], shown(tally)
+
+
+# the platform itself
+
+
+@pytest.fixture
+def any_port(monkeypatch) -> None:
+    monkeypatch.setenv("SERIN_PORT", "0")
+
+
+@pytest.mark.usefixtures("any_port")
+def test_up_finds_what_runs_and_down_leaves_nothing(tmp_path, models):
+    with home(tmp_path / "home") as platform:
+        supervisor = client.supervisor_pid(platform.path)
+        assert client.up(platform.path) == platform.address
+        assert client.supervisor_pid(platform.path) == supervisor
+        platform.ended(platform.request(models / "1"))
+        assert client.down(platform.path) == 3
+        assert processes.belonging_to(platform.path) == [] and client.supervisor_pid(platform.path) is None
+        assert client.down(platform.path) == 0
+
+        assert client.up(platform.path) == platform.address
+        revision = platform.platform.champion(SERVICE).revision
+        platform.wait(lambda: platform.server(revision), "the model to be served again")
+
+
+def test_a_port_that_is_taken_and_two_homes_at_once(tmp_path, monkeypatch):
+    with home_on(tmp_path / "one", "0", monkeypatch) as one:
+        taken = one.address.rsplit(":", 1)[1]
+        with home_on(tmp_path / "two", taken, monkeypatch) as two:
+            assert two.address != one.address
+            assert f"port {taken} is taken" in (two.path / "logs" / "supervisor.log").read_text(encoding="utf-8")
+            assert client.down(two.path) == 2
+            assert client.up(one.path) == one.address and client.supervisor_pid(one.path) is not None
+
+
+def home_on(path: Path, port: str, monkeypatch):
+    monkeypatch.setenv("SERIN_PORT", port)
+    return home(path)
