@@ -190,6 +190,7 @@ def whole_rollout(bench: Bench, rate: float, plan: Plan) -> list[Row]:
         time.sleep(2)
     counted = tally()
     status = ended.status
+    print(f"  {status.phase}: {status.reason}", flush=True)
     shares = [stage.traffic for stage in plan.stages] + [plan.bake.traffic]
     windows = bench.platform.store.windows(ended.metadata.name, ended.metadata.namespace)
     rows = [
@@ -201,6 +202,9 @@ def whole_rollout(bench: Bench, rate: float, plan: Plan) -> list[Row]:
         arms = [each for each in windows if each["stage"] == stage and each["share"] == wanted / 100]
         ours = sum(each["candidate"]["requests"] for each in arms)
         total = ours + sum(each["stable"]["requests"] for each in arms)
+        if total == 0:
+            rows.append(Row(f"split at {wanted} %: observed in", 0, "requests", ">= 1"))
+            continue
         z = (ours - total * wanted / 100) / math.sqrt(total * wanted / 100 * (1 - wanted / 100))
         rows.append(Row(f"split at {wanted} %: observed in {total:,} requests", 100 * ours / total, "%"))
         rows.append(Row(f"split at {wanted} %: off by standard errors", abs(z), "", f"<= {Z_BOUND:g}"))
