@@ -12,7 +12,7 @@ STATS_FILTER: Final = (
 )
 """Value of the `filter` parameter of Envoy's `/stats/prometheus` that keeps the answer small."""
 
-_LINE: Final = re.compile(r"^(?P<name>envoy_\w+)\{(?P<labels>[^}]*)\} (?P<value>[0-9.e+]+)$", re.MULTILINE)
+_LINE: Final = re.compile(r"^(?P<name>envoy_\w+)\{(?P<labels>[^}\n]*)\} (?P<value>[0-9.e+]+)$", re.MULTILINE)
 _LABEL: Final = re.compile(r'(\w+)="((?:[^"\\]|\\.)*)"')
 
 

@@ -1,0 +1,122 @@
+"""From counters that only grow, and are lost with their process, to windows that count each answer once."""
+
+from collections import Counter
+from itertools import pairwise
+
+import hypothesis.strategies as st
+from hypothesis import given, settings
+
+from serin import timeline
+from serin.telemetry.windows import Counters, Reading, carry_on, to_document, window_between
+
+
+def reading(at_s: float, stable: Counters, candidate: Counters, *, percent: int = 25, gateway: str = "1") -> Reading:
+    number = round(at_s * 10)
+    return Reading(
+        at_s=at_s, window_id=number, stage=1, percent=percent, gateway=gateway, stable=stable, candidate=candidate
+    )
+
+
+def counters(ok: int, errors: int = 0, rejected: int = 0, *, boot: str = "a", fast: int | None = None) -> Counters:
+    codes = {code: count for code, count in ((200, ok), (503, errors), (400, rejected)) if count}
+    return Counters(codes=codes, boot=boot, latency={70: ok if fast is None else fast}, score={3: ok})
+
+
+def test_a_window_is_what_was_answered_meanwhile():
+    window = window_between(
+        reading(1.0, counters(100, 2, 1), counters(30)), reading(1.5, counters(160, 5, 1), counters(50, 0, 4))
+    )
+    assert (window.id, window.start_s, window.end_s, window.stage, window.share) == (15, 1.0, 1.5, 1, 0.25)
+    assert (window.stable.requests, dict(window.stable.events)) == (63, {"errors": 3, "rejected": 0})
+    assert (window.candidate.requests, dict(window.candidate.events)) == (24, {"errors": 0, "rejected": 4})
+    assert dict(window.stable.latency) == {70: 60} and dict(window.candidate.score) == {3: 20}
+
+
+def test_a_split_that_changed_inside_a_window_is_not_given():
+    before, after = reading(1, counters(1), counters(1)), reading(2, counters(9), counters(9), percent=50)
+    assert window_between(before, after).share is None
+
+
+def test_a_gateway_that_was_restarted_counts_from_zero():
+    before = reading(1, counters(100, 9), counters(30), gateway="1")
+    after = reading(2, counters(40), counters(130), gateway="2")
+    window = window_between(before, after)
+    assert (window.stable.requests, window.candidate.requests) == (40, 130)
+    assert window.stable.events["errors"] == 0
+
+
+def test_a_counter_that_went_down_was_reset():
+    window = window_between(reading(1, counters(100, 9), counters(1)), reading(2, counters(40, 2), counters(1)))
+    assert (window.stable.requests, window.stable.events["errors"]) == (42, 2)
+
+
+def test_a_predictor_that_was_restarted_counts_from_zero_while_the_gateway_goes_on():
+    window = window_between(
+        reading(1, counters(100), counters(50, boot="a")), reading(2, counters(110), counters(60, boot="b", fast=7))
+    )
+    assert window.candidate.requests == 10 and dict(window.candidate.latency) == {70: 7}
+
+
+def test_what_a_predictor_counted_before_its_first_answer_is_not_taken():
+    silent = Counters(codes={200: 5})
+    window = window_between(reading(1, counters(1), silent), reading(2, counters(1), counters(900)))
+    assert window.candidate.requests == 895 and dict(window.candidate.latency) == {}
+
+
+def test_a_predictor_that_is_late_is_made_up_for_by_its_next_answer():
+    first = counters(10)
+    late = carry_on(first, Counters(codes={200: 15}))
+    assert (late.boot, late.latency, late.codes) == ("a", {70: 10}, {200: 15})
+    then = counters(30)
+    readings = [reading(number, counters(1), each) for number, each in enumerate((first, late, carry_on(late, then)))]
+    windows = [window_between(*pair) for pair in pairwise(readings)]
+    assert [dict(window.candidate.latency) for window in windows] == [{}, {70: 20}]
+    assert [window.candidate.requests for window in windows] == [5, 15]
+
+
+growth = st.fixed_dictionaries(
+    {
+        "codes": st.dictionaries(st.sampled_from((200, 201, 400, 422, 500, 503)), st.integers(0, 50)),
+        "latency": st.dictionaries(st.integers(0, 5), st.integers(0, 50)),
+        "score": st.dictionaries(st.integers(0, 5), st.integers(0, 50)),
+        "silent": st.booleans(),
+    }
+)
+
+
+@settings(max_examples=200, deadline=None)
+@given(steps=st.lists(growth, min_size=1, max_size=12), data=st.data())
+def test_however_counts_are_cut_into_windows_they_sum_to_the_same(steps, data):
+    told = {name: Counter[int]() for name in ("codes", "latency", "score")}
+    now = Counters(boot="a")
+    truth, readings = [now], [reading(0, now, now)]
+    for number, step in enumerate(steps, start=1):
+        for name, counted in told.items():
+            counted.update(step[name])
+        whole = Counters(boot="a", **{name: dict(counted) for name, counted in told.items()})
+        truth.append(whole)
+        seen = Counters(codes=whole.codes) if step["silent"] and number < len(steps) else whole
+        now = carry_on(now, seen)
+        readings.append(reading(number, now, now))
+    kept = sorted(data.draw(st.sets(st.integers(1, len(steps) - 1))) if len(steps) > 1 else [])
+    cut = [readings[0], *(readings[number] for number in kept), readings[-1]]
+    windows = [window_between(*pair) for pair in pairwise(cut)]
+    whole = window_between(reading(0, truth[0], truth[0]), reading(len(steps), truth[-1], truth[-1])).stable
+    assert timeline.total(windows, timeline.Arm.STABLE) == timeline.total(
+        [window_between(cut[0], cut[-1])], timeline.Arm.STABLE
+    )
+    assert sum(window.stable.requests for window in windows) == whole.requests
+    for name in ("errors", "rejected"):
+        assert sum(window.stable.events[name] for window in windows) == whole.events[name]
+    for name in ("latency", "score"):
+        summed = Counter[int]()
+        for window in windows:
+            counts = getattr(window.stable, name)
+            assert all(count > 0 for count in counts.values())
+            summed.update(counts)
+        assert summed == getattr(whole, name)
+
+
+def test_a_window_comes_back_from_its_document():
+    window = window_between(reading(1.0, counters(1), counters(1)), reading(1.5, counters(6, 5), counters(8)))
+    assert timeline.from_document(to_document(window)) == window
