@@ -84,7 +84,7 @@ growth = st.fixed_dictionaries(
 )
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=80, deadline=None)
 @given(steps=st.lists(growth, min_size=1, max_size=12), data=st.data())
 def test_however_counts_are_cut_into_windows_they_sum_to_the_same(steps, data):
     told = {name: Counter[int]() for name in ("codes", "latency", "score")}

@@ -1,0 +1,56 @@
+"""Names of rollouts, and when an old one still stands."""
+
+import pytest
+
+from serin import release
+from serin.rollout import Candidate, Metadata, ModelRollout, Phase, Spec, Status
+
+
+def tried(**phases: Phase) -> list[ModelRollout]:
+    return [
+        ModelRollout(
+            metadata=Metadata(name=name.replace("_", "-")),
+            spec=Spec(service="churn", candidate=Candidate(storage_uri="/models/2")),
+            status=Status(phase=phase),
+        )
+        for name, phase in phases.items()
+    ]
+
+
+def attached(rollouts: list[ModelRollout], *, serving: bool = False) -> tuple[str, str | None]:
+    name, found = release.attach(rollouts, "churn-12ab", serving=serving)
+    return name, found.metadata.name if found else None
+
+
+def test_a_model_never_tried_gets_its_own_name():
+    assert attached([]) == ("churn-12ab", None)
+    assert attached(tried(churn_12abcd=Phase.DARK, churn_12ab_old=Phase.DARK, other=Phase.DARK)) == (
+        "churn-12ab",
+        None,
+    )
+
+
+@pytest.mark.parametrize("phase", [phase for phase in Phase if not phase.terminal])
+@pytest.mark.parametrize("serving", [False, True])
+def test_one_under_way_is_found_again(phase, serving):
+    assert attached(tried(churn_12ab=phase), serving=serving) == ("churn-12ab", "churn-12ab")
+
+
+@pytest.mark.parametrize("phase", [Phase.ROLLED_BACK, Phase.FAILED])
+@pytest.mark.parametrize("serving", [False, True])
+def test_one_that_failed_may_be_tried_again(phase, serving):
+    assert attached(tried(churn_12ab=phase), serving=serving) == ("churn-12ab-2", None)
+
+
+def test_one_that_made_it_stands_while_it_serves():
+    promoted = tried(churn_12ab=Phase.ROLLED_BACK, churn_12ab_2=Phase.PROMOTED, other=Phase.PROMOTED)
+    assert attached(promoted, serving=True) == ("churn-12ab-2", "churn-12ab-2")
+    assert attached(promoted, serving=False) == ("churn-12ab-3", None)
+
+
+def test_only_the_latest_counts():
+    assert attached(tried(churn_12ab=Phase.PROMOTED, churn_12ab_2=Phase.DARK)) == ("churn-12ab-2", "churn-12ab-2")
+    assert attached(tried(churn_12ab=Phase.PROMOTED, churn_12ab_2=Phase.FAILED), serving=True) == (
+        "churn-12ab-3",
+        None,
+    )
