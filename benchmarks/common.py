@@ -6,7 +6,7 @@ import os
 import platform
 import re
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from importlib import metadata
 from pathlib import Path
@@ -60,16 +60,29 @@ def versions(packages: Sequence[str]) -> dict[str, str]:
     return {"python": platform.python_version(), **{name: metadata.version(name) for name in packages}}
 
 
-def report(name: str, rows: Sequence[Row], *, packages: Sequence[str] = ()) -> int:
-    """Print the table, write `benchmarks/results/NAME.json`; return the exit status, 1 when a bound was missed."""
-    RESULTS.mkdir(exist_ok=True)
+def report(
+    name: str,
+    rows: Sequence[Row],
+    *,
+    packages: Sequence[str] = (),
+    details: Mapping[str, object] | None = None,
+    keep: bool = True,
+) -> int:
+    """Print the table, write `benchmarks/results/NAME.json`; return the exit status, 1 when a bound was missed.
+
+    `details` is kept beside the rows, for those who want to know more; without `keep` nothing is written.
+    """
     document = {
         "machine": machine(),
         "versions": versions(packages),
         "command": f"make bench-{name}",
         "rows": [asdict(row) | {"ok": row.ok} for row in rows],
+        **(details or {}),
     }
-    (RESULTS / f"{name}.json").write_text(json.dumps(document, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    if keep:
+        RESULTS.mkdir(exist_ok=True)
+        text = json.dumps(document, indent=1, ensure_ascii=False) + "\n"
+        (RESULTS / f"{name}.json").write_text(text, encoding="utf-8")
     table = Table(title=f"make bench-{name} on {document['machine']}", title_justify="left")
     for title in ("what", "measured", "unit", "bound", ""):
         table.add_column(title, justify="right" if title == "measured" else "left")

@@ -5,7 +5,8 @@ sigmoid(N(-1, 1)). A candidate answers the same request as stable does, changed 
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
+from enum import StrEnum
 from typing import Final
 
 import numpy as np
@@ -18,18 +19,8 @@ _P90_MS, _P99_MS = 151.8, 265.8
 
 
 @dataclass(frozen=True, slots=True)
-class Requests:
-    """What scenarios change. `luck` decides errors: a request fails where it is below the revision's rate."""
-
-    t: Floats
-    luck: Floats
-    latency_ms: Floats
-    logit: Floats
-
-
-@dataclass(frozen=True, slots=True)
 class Arms:
-    """Error rate, latency and logit of the score for both arms, per request."""
+    """What scenarios change: error rate, latency in ms and logit of the score for both arms, per request."""
 
     rate_stable: Floats
     rate_candidate: Floats
@@ -107,6 +98,19 @@ def diurnal(arms: Arms, t: Floats) -> Arms:
     )
 
 
+def uneven_pods(rng: np.random.Generator, sd: float, candidate_pods: int, stable_pods: int = 4) -> Scenario:
+    """The same model on both arms, but every pod is slower or faster than average by a factor of its own."""
+
+    def factor(pods: int, requests: int) -> Floats:
+        return np.exp(sd * rng.standard_normal(pods))[rng.integers(pods, size=requests)]
+
+    return lambda arms, t: replace(
+        arms,
+        lat_stable=arms.lat_stable * factor(stable_pods, len(t)),
+        lat_candidate=arms.lat_candidate * factor(candidate_pods, len(t)),
+    )
+
+
 def stream(rng: np.random.Generator, rps: float, horizon_s: float, scenario: Scenario = healthy) -> Stream:
     """Poisson arrivals at `rps` from -history to `horizon_s`; history is an hour, but at most 10,000 requests."""
     history_s = min(3600.0, 10_000 / rps)
@@ -129,3 +133,28 @@ def stream(rng: np.random.Generator, rps: float, horizon_s: float, scenario: Sce
         score_stable=1 / (1 + np.exp(-arms.logit_stable)),
         score_candidate=1 / (1 + np.exp(-arms.logit_candidate)),
     )
+
+
+class Counted(StrEnum):
+    """What a sticky client's burst of requests counts as."""
+
+    CLIENT = "client"
+    CLIENT_AND_SECOND = "client and second"
+    REQUEST = "request"
+
+
+def sticky(rng: np.random.Generator, rps: float, horizon_s: float, burst: float, counted: Counted) -> Stream:
+    """Clients that send `burst` requests on average, a tenth of a second apart, all to one arm and all with one
+    fate. Clients and what they meet do not depend on how they are counted."""
+    clients = stream(rng, rps / burst, horizon_s)
+    if counted is Counted.CLIENT:
+        return clients
+    sizes = rng.geometric(1 / burst, len(clients.t))
+    client = np.repeat(np.arange(len(sizes)), sizes)
+    t = clients.t[client] + 0.1 * (np.arange(len(client)) - np.repeat(sizes.cumsum() - sizes, sizes))
+    if counted is Counted.CLIENT_AND_SECOND:
+        first = np.append(True, (np.diff(client) > 0) | (np.diff(np.floor(t)) > 0))
+        client, t = client[first], t[first]
+    order = np.argsort(t, kind="stable")
+    same = {field.name: getattr(clients, field.name)[client[order]] for field in fields(Stream) if field.name != "t"}
+    return Stream(t=t[order], **same)
