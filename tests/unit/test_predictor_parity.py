@@ -9,6 +9,7 @@ import numpy as np
 import orjson
 import pandas as pd
 import pytest
+from threadpoolctl import threadpool_limits
 
 from components import dataset
 from components.config import Config, Learner
@@ -80,7 +81,8 @@ def models(
     columns = features.of_schema(schema)
     training = Config.model_fields["training"].default.model_copy(update={"trials": 1})
     y = rows[schema.target].to_numpy(np.int64)
-    trained = fit(RECIPES[learner], features.frame(rows, columns), y, None, training, time.monotonic)
+    with threadpool_limits(1):
+        trained = fit(RECIPES[learner], features.frame(rows, columns), y, None, training, time.monotonic)
     root = tmp_path_factory.mktemp("model")
     (root / "model").mkdir()
     (root / "model" / "model.onnx").write_bytes(to_onnx(trained.estimator, trained.sigmoid, columns))
