@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import math
 import signal
 import subprocess
 import sys
@@ -23,9 +24,10 @@ from serin.judge.commands import commands as judge_commands
 from serin.plan import PROFILES, Checks, OnInconclusive, Plan, Stage
 from serin.platforms.embedded import client, processes
 from serin.platforms.embedded.client import Embedded
-from serin.rollout import Candidate, EnvVar, ModelRollout, Phase, Spec
+from serin.rollout import Candidate, EnvVar, ModelRollout, Phase, Spec, parse
 
 FAULTS: Final = ("errors", "latency", "scores", "crash", "slowstart")
+_POSITIVE: Final = click.FloatRange(0, min_open=True)
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
@@ -87,11 +89,12 @@ def release_command(
         "profile": profile,
     }
     if plan_file is not None:
-        document["plan"] = yaml.safe_load(plan_file.read_text(encoding="utf-8"))
-    spec = _spec(document)
+        document["plan"] = _plan(plan_file)
+    spec = parse({"metadata": {"name": "new"}, "spec": document}).spec
+    rate = _rate(traffic)
     client.up(home)
     platform = Embedded(home)
-    with _traffic(platform, service, _rate(traffic), Path("runs")):
+    with _traffic(platform, service, rate, Path("runs")):
         ended = _watch(platform, release.request(platform, spec, digest).metadata.name)
     _end(ended)
 
@@ -140,9 +143,11 @@ _switch("abort", {"abort": True}, "aborting, traffic goes back to stable", "End 
 @click.argument("fault", type=click.Choice(FAULTS))
 @click.option("--service", default=None, help="Default: the only service there is.")
 @click.option("--checks/--no-checks", default=True, help="Check at 0 % traffic first, or let live traffic find it.")
-@click.option("--traffic", default=100.0, show_default=True, help="Requests per second.")
-@click.option("--first-stage", default=5, show_default=True, help="Percent of traffic in the first stage.")
-@click.option("--rate", default=1.0, show_default=True, help="Share of requests the fault hits.")
+@click.option("--traffic", type=click.FloatRange(0), default=100, show_default=True, help="Requests per second.")
+@click.option(
+    "--first-stage", type=click.IntRange(1, 99), default=5, show_default=True, help="Percent to begin with."
+)
+@click.option("--rate", type=click.FloatRange(0, 1), default=1, show_default=True, help="Share of requests it hits.")
 @click.pass_obj
 def drill(
     home: Path, fault: str, service: str | None, *, checks: bool, traffic: float, first_stage: int, rate: float
@@ -187,8 +192,8 @@ def drill(
 
 @cli.command()
 @click.option("--service", required=True)
-@click.option("--rate", default=100.0, show_default=True, help="Requests per second.")
-@click.option("--seconds", type=float, default=None, help="Default: until stopped.")
+@click.option("--rate", type=_POSITIVE, default=100, show_default=True, help="Requests per second.")
+@click.option("--seconds", type=_POSITIVE, default=None, help="Default: until stopped.")
 @click.option("--out", type=click.Path(path_type=Path), help="File for the counts, renewed every second.")
 @click.pass_obj
 def load(home: Path, service: str, rate: float, seconds: float | None, out: Path | None) -> None:
@@ -230,19 +235,25 @@ def _latest(platform: Embedded, name: str | None) -> ModelRollout:
     return rollouts[-1]
 
 
-def _spec(document: dict[str, object]) -> Spec:
-    from serin.rollout import parse
-
-    return parse({"metadata": {"name": "new"}, "spec": document}).spec
+def _plan(file: Path) -> object:
+    try:
+        return yaml.safe_load(file.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise UserError(f"Plan {file} cannot be read: {error.strerror}.") from error
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise UserError(f"Plan {file} is not YAML ({' '.join(str(error).split())}).") from error
 
 
 def _rate(traffic: str) -> float:
     if traffic == "none":
         return 0.0
     try:
-        return float(traffic)
-    except ValueError as error:
-        raise UserError(f"--traffic {traffic}: give requests per second, or none.") from error
+        rate = float(traffic)
+    except ValueError:
+        rate = math.nan
+    if not 0 <= rate < math.inf:
+        raise UserError(f"--traffic {traffic}: give requests per second, or none.")
+    return rate
 
 
 def _watch(platform: Embedded, name: str) -> ModelRollout:

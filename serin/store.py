@@ -81,13 +81,20 @@ class RevisionRecord:
 
 
 class Store:
+    """Raises `UserError` when `home` cannot hold a platform, or holds one of another version."""
+
     def __init__(self, home: Path) -> None:
-        home.mkdir(parents=True, exist_ok=True, mode=0o700)
         self.home = home
-        self._db = sqlite3.connect(home / "serin.db", timeout=30, isolation_level=None)
-        self._db.row_factory = sqlite3.Row
-        self._db.execute("PRAGMA journal_mode = WAL")
-        self._db.execute("PRAGMA synchronous = NORMAL")
+        try:
+            home.mkdir(parents=True, exist_ok=True, mode=0o700)
+            self._db = sqlite3.connect(home / "serin.db", timeout=30, isolation_level=None)
+            self._db.row_factory = sqlite3.Row
+            self._db.execute("PRAGMA journal_mode = WAL")
+            self._db.execute("PRAGMA synchronous = NORMAL")
+        except (OSError, sqlite3.DatabaseError) as error:
+            raise UserError(
+                f"Folder {home} cannot hold a platform ({error}); choose another as SERIN_HOME."
+            ) from error
         with self.transaction():
             version = self._db.execute("PRAGMA user_version").fetchone()[0]
             if version == 0:

@@ -86,15 +86,14 @@ def up(home: Path, *, timeout_s: float = START_S) -> str:
     port = os.environ.get("SERIN_PORT", "")
     if port and not (port.isdecimal() and int(port) < 2**16):
         raise UserError(f"SERIN_PORT={port} is no port; use a number from 0 to 65535.")
+    store = Store(home)
     if supervisor_pid(home) is None:
-        home.mkdir(parents=True, exist_ok=True, mode=0o700)
         processes.spawn(
             processes.python("serin.platforms.embedded.supervisor", str(home)),
             log=home / "logs" / "supervisor.log",
             env={"SERIN_PORT": port} if port else {},
         )
     deadline = time.monotonic() + timeout_s
-    store = Store(home)
     try:
         while time.monotonic() < deadline:
             if supervisor_pid(home) is not None and _ready(store):
