@@ -236,30 +236,40 @@ def exposure(bench: Bench, repetitions: int) -> list[Row]:
 
 def refusals(bench: Bench) -> list[Row]:
     """With the checks on, a bad candidate never meets a user."""
-    rows = []
-    for fault in ("errors", "scores", "crash", "latency", "slowstart"):
+    faults = ("errors", "scores", "crash", "latency", "slowstart")
+    refused, seen = 0, 0
+    for fault in faults:
         with bench.load(100) as tally:
             ended = bench.follow(bench.drill(fault, DRILL))
-        seen = tally().of(ended.status.candidate_revision)
-        refused = ended.status.phase is Phase.ROLLED_BACK and ended.status.stage is None
+        refused += ended.status.phase is Phase.ROLLED_BACK and ended.status.stage is None
+        seen += tally().of(ended.status.candidate_revision)
         print(f"  {fault}: {ended.status.phase}: {ended.status.reason}", flush=True)
-        rows.append(Row(f"drill {fault}, checks on: refused at 0 %", float(refused), "", "== 1"))
-        rows.append(Row(f"drill {fault}, checks on: user requests it saw", seen, "requests", "== 0"))
-    return rows
+    names = ", ".join(faults)
+    return [
+        Row(f"drills, checks on ({names}): refused at 0 %", refused, f"of {len(faults)}", f"== {len(faults)}"),
+        Row("drills, checks on: user requests the bad candidates saw", seen, "requests", "== 0"),
+    ]
 
 
 def kills(bench: Bench) -> list[Row]:
     """SIGKILL of the supervisor, and of the deploy step, in each phase."""
     rows = []
-    cases = [(phase, Phase.PROMOTED) for phase in (Phase.DARK, Phase.CHECKING, Phase.PROGRESSING, Phase.BAKING)]
-    for phase, expected in [*cases, (Phase.ROLLING_BACK, Phase.ROLLED_BACK)]:
-        rows += _killed(bench, "supervisor", phase, expected)
-    for phase, expected in cases:
-        rows += _killed(bench, "deploy step", phase, expected)
+    released = [(phase, Phase.PROMOTED) for phase in (Phase.DARK, Phase.CHECKING, Phase.PROGRESSING, Phase.BAKING)]
+    refused = [(Phase.ROLLING_BACK, Phase.ROLLED_BACK)]
+    for what, cases in (("supervisor", [*released, *refused]), ("deploy step", released)):
+        ends = [_killed(bench, what, phase, expected) for phase, expected in cases]
+        phases = ", ".join(phase for phase, _ in cases)
+        rows += [
+            Row(f"{what} killed in {phases}: same end", sum(same for same, _, _ in ends), f"of {len(ends)}",
+                f"== {len(ends)}"),
+            Row(f"{what} killed: requests lost", sum(lost for _, lost, _ in ends), "requests", "== 0"),
+            Row(f"{what} killed: stray processes", sum(strays for _, _, strays in ends), "", "== 0"),
+        ]  # fmt: skip
     return rows
 
 
-def _killed(bench: Bench, what: str, phase: Phase, expected: Phase) -> list[Row]:
+def _killed(bench: Bench, what: str, phase: Phase, expected: Phase) -> tuple[bool, int, int]:
+    """Whether the rollout ended as without the kill, how many requests were lost, how many processes are left over."""
     bench.reset()
     bad = phase is Phase.ROLLING_BACK
     step: subprocess.Popen[str] | None = None
@@ -292,13 +302,8 @@ def _killed(bench: Bench, what: str, phase: Phase, expected: Phase) -> list[Row]
     known = {each.pid for each in bench.platform.store.revisions()}
     known.add((bench.platform.store.setting("gateway_pid") or [None])[0])
     strays = set(processes.belonging_to(bench.home)) - known
-    same = ended.status.phase is expected and again == name
     print(f"  {what} killed in {phase}: {ended.status.phase}, {lost} lost, {len(strays)} strays", flush=True)
-    return [
-        Row(f"{what} killed in {phase}: same end as without", float(same), "", "== 1"),
-        Row(f"{what} killed in {phase}: requests lost", lost, "requests", "== 0"),
-        Row(f"{what} killed in {phase}: stray processes", len(strays), "", "== 0"),
-    ]
+    return ended.status.phase is expected and again == name, lost, len(strays)
 
 
 def _deploy(bench: Bench) -> subprocess.Popen[str]:
