@@ -269,7 +269,7 @@ def kills(bench: Bench) -> list[Row]:
 
 
 def _killed(bench: Bench, what: str, phase: Phase, expected: Phase) -> tuple[bool, int, int]:
-    """Whether the rollout ended as without the kill, how many requests were lost, how many processes are left over."""
+    """Whether the rollout ended as without the kill, the requests lost, the processes left over."""
     bench.reset()
     bad = phase is Phase.ROLLING_BACK
     step: subprocess.Popen[str] | None = None
