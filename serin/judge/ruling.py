@@ -5,10 +5,12 @@ from dataclasses import replace
 
 import numpy as np
 
+from serin.histograms import SCORE_STEP
+from serin.judge import scores
 from serin.judge.book import Claim
 from serin.judge.categories import REQUESTS
 from serin.judge.decision import Action, Decision, Evidence
-from serin.judge.policy import ERRORS, SPLIT
+from serin.judge.policy import ERRORS, SCORES, SPLIT
 from serin.judge.primitive import Floats
 from serin.judge.state import BEFORE, State, stage_policy
 
@@ -135,11 +137,26 @@ def _counts(state: State, metric: str) -> str:
     stable = both - candidate
     if metric == SPLIT:
         return f"{candidate[REQUESTS]:,.0f} of {both[REQUESTS]:,.0f} requests"
+    if metric == SCORES:
+        return _gathered(state, candidate, stable)
     claims = [claim for claim in state.book.claimed if claim.metric == metric]
     claim = max(claims, key=lambda claim: candidate[claim.category] / (stable[claim.category] + 1))
     return (
         f"{claim.what}, {candidate[claim.category]:,.0f} of {candidate[REQUESTS]:,.0f} requests on the candidate, "
         f"{stable[claim.category]:,.0f} of {stable[REQUESTS]:,.0f} on stable"
+    )
+
+
+def _gathered(state: State, candidate: Floats, stable: Floats) -> str:
+    """Of the bins of scores, the one in which the candidate's share differs most from stable's."""
+    bins = slice(state.book.categories.score, state.book.categories.score + scores.BINS)
+    ours, theirs = candidate[bins], stable[bins]
+    parts = [counts / max(counts.sum(), 1) for counts in (ours, theirs)]
+    k = int(np.argmax(np.abs(parts[0] - parts[1])))
+    bounds = [0.0, *((state.score.edges + 1) * SCORE_STEP).tolist(), 1.0]
+    return (
+        f"scores from {bounds[k]:.2f} to {bounds[k + 1]:.2f}, "
+        f"{parts[0][k]:.0%} of {ours.sum():,.0f} on the candidate, {parts[1][k]:.0%} of {theirs.sum():,.0f} on stable"
     )
 
 

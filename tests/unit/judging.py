@@ -47,18 +47,26 @@ def taught(policy: Policy | None = None) -> State:
     return observe(start(policy or Policy()), window(0, history, ArmCounts(), share=0.0, stage=BEFORE))
 
 
+def chances(edges: tuple[float, ...], values: np.ndarray) -> np.ndarray:
+    """The part of the values in each bucket."""
+    return np.bincount(np.searchsorted(edges, values), minlength=len(edges) + 1) / len(values)
+
+
+LATENCY = chances(LATENCY_EDGES_S, LATENCY_S)
+SCORES = chances(SCORE_EDGES, SCORE)
+
+
 def draw(
     rng: np.random.Generator,
     requests: int,
     rates: Mapping[str, float],
-    *,
-    slower: float = 1.0,
-    moved: float = 0.0,
+    latency: np.ndarray = LATENCY,
+    score: np.ndarray = SCORES,
 ) -> ArmCounts:
-    """One arm's window: binomial events, latencies and scores drawn from stable's, changed as told."""
+    """One arm's window: binomial events, latencies and scores from the given chances per bucket."""
+    buckets = [rng.multinomial(requests, each) for each in (latency, score)]
     return ArmCounts(
         requests,
         {name: int(rng.binomial(requests, rate)) for name, rate in rates.items()},
-        histogram(LATENCY_EDGES_S, slower * rng.choice(LATENCY_S, requests)),
-        histogram(SCORE_EDGES, np.clip(rng.choice(SCORE, requests) + moved, 0.001, 0.999)),
+        *({int(k): int(counts[k]) for k in np.flatnonzero(counts)} for counts in buckets),
     )

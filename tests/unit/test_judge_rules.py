@@ -1,0 +1,252 @@
+"""What the judge says, and why: every action, alert and excuse."""
+
+import numpy as np
+import pytest
+from pydantic import ValidationError
+
+from serin.judge import (
+    Action,
+    Decision,
+    EventMetric,
+    JudgeSpec,
+    LatencyMetric,
+    Policy,
+    ScoreMetric,
+    Scores,
+    State,
+    decide,
+    observe,
+    policy_for,
+)
+from serin.judge.policy import StagePolicy
+from serin.plan import PROFILES
+from tests.unit.judging import LATENCY, SCORES, arm, draw, taught, window
+
+RATES = {"errors": 0.01, "rejected": 0.0}
+
+
+def feed(
+    state: State, windows: int, *, rate: float = 0.01, rps: int = 200, share: float = 0.05, seed: int = 1, **worse
+) -> State:
+    """Seconds of traffic in the first stage, from the window after the state's last one."""
+    rng = np.random.default_rng(seed)
+    for _ in range(windows):
+        stable = draw(rng, rps - round(rps * share), RATES)
+        candidate = draw(rng, round(rps * share), {**RATES, "errors": rate}, **worse)
+        state = observe(state, window(state.last_id + 1, stable, candidate, share=share))
+    return state
+
+
+def said(state: State) -> Decision:
+    return decide(state, state.last_id + 1.0)
+
+
+def slower(buckets: int) -> np.ndarray:
+    return np.append(np.zeros(buckets), LATENCY[:-buckets])
+
+
+def test_a_candidate_like_stable_advances_when_every_claim_is_shown() -> None:
+    early = feed(taught(), 3)
+    first = said(early)
+    assert first.action is Action.WAIT
+    assert first.needs_requests is not None
+    assert first.needs_s is not None
+    assert first.reason.startswith("Not yet shown for latency above p99: less than 5 times stable's; needs about")
+    done = said(feed(early, 400, seed=2))
+    assert done.action is Action.ADVANCE, done.reason
+    assert "Harm of 5 times or more is ruled out" in done.reason
+    assert all(each.safe for each in done.evidence)
+
+
+def test_a_stage_lasts_its_minimum_even_when_everything_is_shown() -> None:
+    state = feed(taught(), 30, rps=4000)
+    waiting = said(state)
+    assert waiting.action is Action.WAIT
+    assert "Nothing speaks against it" in waiting.reason
+    assert waiting.needs_s == pytest.approx(60 - 30, abs=1)
+    assert decide(state, 61.0).action is Action.ADVANCE
+
+
+def test_total_failure_is_seen_within_ten_requests() -> None:
+    state = taught()
+    exposed = 0
+    while said(state).action is not Action.ROLLBACK:
+        exposed += 1
+        state = observe(state, window(state.last_id + 1, arm(19), arm(1, 1)))
+    assert exposed <= 10
+    assert said(state).blamed == "errors"
+    assert f"errors, {exposed:,} of {exposed:,} requests on the candidate" in said(state).reason
+
+
+@pytest.mark.parametrize(
+    ("worse", "blamed"),
+    [
+        ({"rate": 0.10}, "errors"),
+        ({"latency": slower(8)}, "latency"),
+        ({"score": np.eye(100)[50]}, "scores"),
+        ({"score": np.append(np.zeros(10), SCORES[:-10])}, "scores"),
+    ],
+)
+def test_harm_is_found_and_named(worse: dict[str, object], blamed: str) -> None:
+    decision = said(feed(taught(), 200, **worse))
+    assert (decision.action, decision.blamed) == (Action.ROLLBACK, blamed)
+    assert decision.log10_e > 0
+
+
+def test_a_rollback_stands_whatever_comes_after() -> None:
+    state = feed(taught(), 4, rate=0.3)
+    assert said(state).action is Action.ROLLBACK
+    better = feed(state, 300, rate=0.0, rps=2000)
+    assert said(better).log10_e < 2
+    assert said(better).action is Action.ROLLBACK
+
+
+def test_harm_below_the_floor_is_no_harm() -> None:
+    """Twenty times stable's rate, and still fewer than one error in a thousand requests."""
+    state = taught()
+    for k in range(40):
+        state = observe(state, window(k + 1, arm(95_000, 4, rejected=0), arm(5_000, 4, rejected=0)))
+    assert said(state).action is not Action.ROLLBACK
+    assert next(each for each in said(state).evidence if each.metric == "errors").log10_e < 0
+
+
+def test_a_service_without_errors_is_shown_safe() -> None:
+    state = feed(taught(), 70, rate=0.0, rps=600)
+    errors = next(each for each in said(state).evidence if each.metric == "errors")
+    assert errors.safe
+
+
+def test_a_missing_share_of_requests_holds_and_alerts() -> None:
+    state = taught()
+    for k in range(60):
+        state = observe(state, window(k + 1, arm(200, 2), arm(2), share=0.05))
+    decision = decide(state, 1000.0)
+    assert decision.action is Action.WAIT
+    assert decision.alert is not None
+    assert "120 of 12,120 requests" in decision.alert
+    observed = taught()
+    for k in range(60):
+        observed = observe(observed, window(k + 1, arm(200, 2), arm(2), share=None))
+    assert decide(observed, 1000.0).alert is None
+
+
+def test_a_colder_twin_of_a_fast_service_does_no_harm() -> None:
+    """Two milliseconds in place of one: twice the time, within the tolerance; ten in place of one is not."""
+    one, two, ten = (np.eye(240)[k] for k in (47, 61, 93))
+    policy = Policy()
+    for latency, harm in ((two, False), (ten, True)):
+        state = taught(policy)
+        rng = np.random.default_rng(3)
+        for k in range(1, 60):
+            stable = draw(rng, 190, RATES, latency=one)
+            state = observe(state, window(k, stable, draw(rng, 10, RATES, latency=latency)))
+        assert (said(state).action is Action.ROLLBACK) is harm
+
+
+def test_another_kind_of_model_is_not_held_against_stables_scores() -> None:
+    elsewhere = {"score": np.eye(100)[90]}
+    policy = Policy(scores=ScoreMetric(expected=Scores.DIFFERENT))
+    state = feed(taught(policy), 400, **elsewhere)
+    assert "scores" not in said(feed(taught(policy), 59, rps=4000, **elsewhere)).reason
+    done = said(state)
+    assert done.action is Action.ADVANCE, done.reason
+    assert done.reason.endswith("not judged: scores.")
+    assert said(feed(taught(), 150, **elsewhere)).blamed == "scores"
+
+
+def test_what_is_not_reported_never_blocks_unless_it_is_required() -> None:
+    """Only errors are counted: nothing else is waited for, not even as a suspicion."""
+    state, required = (taught(policy) for policy in (Policy(), Policy(require=("latency",))))
+    for k in range(1, 130):
+        counts = arm(190, 2), arm(10, 0 if k % 10 else 1)
+        state = observe(state, window(k, *counts))
+        required = observe(required, window(k, *counts))
+        if said(state).action is Action.ADVANCE:
+            break
+    decision = said(state)
+    assert decision.action is Action.ADVANCE, decision.reason
+    assert "not judged: rejected, latency, scores" in decision.reason
+    held = decide(required, 5000.0)
+    assert (held.action, held.reason) == (
+        Action.WAIT,
+        "The policy requires latency, which is not reported by both revisions.",
+    )
+
+
+def test_unreported_metrics_are_never_looked_at_for_longer() -> None:
+    state = feed(taught(Policy(scores=ScoreMetric(expected=Scores.DIFFERENT))), 59, rps=6000, seed=9)
+    assert "Looking longer" not in decide(state, 61.0).reason
+
+
+def test_suspicion_waits_and_patience_ends() -> None:
+    state = feed(taught(), 60, rps=2000, rate=0.0118, seed=4)
+    waiting = decide(state, 61.0)
+    assert waiting.action is Action.WAIT
+    assert "may be worse: errors" in waiting.reason
+    assert decide(state, 301.0).action is Action.ADVANCE
+    worse = feed(state, 40, rps=2000, rate=0.016, seed=5)
+    suspected = decide(worse, 301.0)
+    assert (suspected.action, "not proved" in suspected.reason) == (Action.WAIT, True)
+
+
+def test_a_dry_run_only_says_what_it_would_do() -> None:
+    policy = Policy(dry_run=True)
+    state = feed(taught(policy), 20, rate=1.0)
+    decision = decide(state, 21.0)
+    assert decision.action is Action.WAIT
+    assert decision.reason.startswith("Dry run, would rollback: The candidate does harm: errors")
+    assert decision.blamed == "errors"
+    assert decide(state, 61.0).action is Action.ADVANCE
+
+
+def test_the_bake_passes_by_time_alone_and_still_rolls_back() -> None:
+    policy = Policy(stages=(StagePolicy(min_s=30, margin=None),))
+    quiet = observe(taught(policy), window(1, arm(1), arm(99, 1), share=0.99))
+    assert decide(quiet, 20.0).action is Action.WAIT
+    done = decide(quiet, 5 * 30 + 2.0)
+    assert (done.action, done.reason.startswith("No harm was found")) == (Action.ADVANCE, True)
+    burning = quiet
+    for k in range(2, 30):
+        burning = observe(burning, window(k, arm(10), arm(990, 300), share=0.99))
+    assert decide(burning, 152.0).action is Action.ROLLBACK
+
+
+def test_before_any_traffic_it_waits() -> None:
+    assert decide(taught(), 1.0).reason == "No traffic has been split yet."
+
+
+def test_a_users_own_event_is_judged_like_any_other() -> None:
+    refunds = EventMetric(name="refunds", weight=0.3, floor=0.005)
+    state = taught(Policy(metrics=(refunds,)))
+    for k in range(1, 100):
+        state = observe(state, window(k, arm(950, 5, refunds=20), arm(50, 0, refunds=6)))
+    decision = said(state)
+    assert (decision.action, decision.blamed) == (Action.ROLLBACK, "refunds")
+    assert "refunds, 594 of 4,950 requests on the candidate" in decision.reason
+
+
+@pytest.mark.parametrize(
+    "bad",
+    [
+        {"metrics": [{"name": "latency", "weight": 1}]},
+        {"metrics": [{"name": "refunds", "weight": 1}] * 2},
+        {"require": ["refunds"]},
+        {"alpha": 0.7},
+        {"nonsense": 1},
+        {"latency": {"margin": 0.9}},
+    ],
+)
+def test_a_policy_that_cannot_be_meant_is_refused(bad: dict[str, object]) -> None:
+    with pytest.raises(ValidationError):
+        JudgeSpec.model_validate(bad)
+
+
+def test_a_policy_has_a_name_that_changes_with_it() -> None:
+    policy = policy_for(PROFILES["fast"], JudgeSpec())
+    assert policy.hash() == Policy().hash() == Policy.model_validate_json(policy.model_dump_json()).hash()
+    others = (
+        policy_for(PROFILES["careful"], JudgeSpec()),
+        Policy(alpha=0.02),
+        Policy(latency=LatencyMetric(margin=1.2)),
+    )
+    assert len({policy.hash(), *(other.hash() for other in others)}) == 4
