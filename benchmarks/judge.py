@@ -37,6 +37,7 @@ from benchmarks.peers import (
     looks_needed,
 )
 from benchmarks.peers import Table as LooksTable
+from benchmarks.scenarios import Counted
 from serin.histograms import LATENCY_EDGES_S, SCORE_EDGES
 from serin.judge import (
     ArmCounts,
@@ -88,9 +89,21 @@ POLICIES: Final = {
 }
 TIGHTER: Final = {
     **dict.fromkeys(("p99 +20 %", "p99 +50 %", "p99 +100 %", "all latencies +20 %"), TIGHT),
-    **dict.fromkeys(("score collapse", "score shift 0.3 sd"), STRICT),
+    "score shift 0.3 sd": STRICT,
 }
 """Where a tighter setting than the default is of interest, too."""
+
+_EXPOSURE: Final = (
+    ("total failure", SERIN, 10),
+    ("score collapse", SERIN, 20),
+    ("errors 1 → 5 %", SERIN, 200),
+    ("p99 +100 %", TIGHT, 400),
+    ("all latencies +20 %", TIGHT, 260),
+    ("score shift 0.3 sd", STRICT, 200),
+    ("errors 1 → 2 %", SERIN, 2000),
+)
+_SETTING: Final = {SERIN: "", TIGHT: ", margin 1.05", STRICT: ", strict"}
+_SLOWEST: Final = ("errors 1 → 2 %", 10)
 
 FLAGGER, FLAGGER_FITTED = "Flagger, docs", "Flagger, calibrated"
 ARGO, ARGO_FITTED, KAYENTA = "Argo, docs", "Argo, calibrated", "Kayenta"
@@ -101,32 +114,35 @@ _ARGO_DOCS_MINUTES: Final = 5
 
 @dataclass(frozen=True, slots=True)
 class Sizes:
-    """How many runs of each kind; `healthy` and `harmful` are per scenario, by rate."""
+    """How many runs of each kind; `healthy` and `harmful` per scenario, by rate; `bounded` where there is a bound."""
 
     healthy: Mapping[int, int]
     harmful: Mapping[int, int]
+    bounded: int
     fitted: int
     times: Mapping[tuple[str, int], int]
-    sticky: Mapping[scenarios.Counted, int]
+    sticky: Mapping[Counted, int]
     pods: int
     windows: int
 
 
 FULL: Final = Sizes(
-    healthy={100: 2000, 10: 400, 1: 125},
-    harmful={100: 200, 10: 200, 1: 60},
+    healthy={100: 2150, 10: 260, 1: 100},
+    harmful={100: 150, 10: 100, 1: 30},
+    bounded=500,
     fitted=600,
     times={("balanced", 100): 100, ("careful", 100): 40},
-    sticky={scenarios.Counted.CLIENT: 500, scenarios.Counted.CLIENT_AND_SECOND: 100, scenarios.Counted.REQUEST: 100},
-    pods=1000,
+    sticky={Counted.CLIENT: 200, Counted.CLIENT_AND_SECOND: 100, Counted.REQUEST: 100},
+    pods=500,
     windows=20_000,
 )
 QUICK: Final = Sizes(
     healthy={100: 20, 10: 6, 1: 2},
     harmful={100: 6, 10: 6, 1: 2},
+    bounded=10,
     fitted=60,
     times={("balanced", 100): 4, ("careful", 100): 2},
-    sticky=dict.fromkeys(scenarios.Counted, 4),
+    sticky=dict.fromkeys(Counted, 4),
     pods=10,
     windows=300,
 )
@@ -226,7 +242,7 @@ def fit(policy: Callable[[Looks, Limits], Verdict], healthy: Sequence[LooksTable
     return calibrated(policy, healthy, FALSE_ROLLBACK_OF_PEERS)
 
 
-def sticky_rollbacks(burst: int, counted: scenarios.Counted, seeds: range) -> int:
+def sticky_rollbacks(burst: int, counted: Counted, seeds: range) -> int:
     streams = (
         scenarios.sticky(generator(f"sticky {burst}", 100, seed), 100, 30 * MINUTE_S, burst, counted)
         for seed in seeds
@@ -314,6 +330,10 @@ def harmful_jobs(sizes: Sizes, limits: Mapping[int, Mapping[str, Limits]]) -> It
             ours = (SERIN, TIGHTER[scenario]) if scenario in TIGHTER else (SERIN,)
             for seeds in parts(sizes.harmful[rps], 10):
                 yield Job(scenario, rps, seeds, (*ours, *PEERS), limits=limits[rps])
+    for scenario, rps, judge in ((*_SLOWEST, SERIN), *((scenario, 100, judge) for scenario, judge, _ in _EXPOSURE)):
+        for seeds in parts(sizes.bounded - sizes.harmful[rps], 20):
+            seeds = range(sizes.harmful[rps] + seeds.start, sizes.harmful[rps] + seeds.stop)
+            yield Job(scenario, rps, seeds, (judge,), horizon_s=HORIZON_S if rps < 100 else 20 * MINUTE_S)
 
 
 def share(results: Sequence[Result]) -> float:
@@ -340,32 +360,28 @@ def false_rollback_rows(cells: Cells) -> list[Row]:
     return rows
 
 
-_EXPOSURE: Final = (
-    ("total failure", SERIN, 10),
-    ("score collapse", SERIN, 20),
-    ("errors 1 → 5 %", SERIN, 200),
-    ("p99 +100 %", TIGHT, 400),
-    ("all latencies +20 %", TIGHT, 260),
-    ("score shift 0.3 sd", STRICT, 200),
-    ("errors 1 → 2 %", SERIN, 2000),
-)
-_SETTING: Final = {SERIN: "", TIGHT: ", margin 1.05", STRICT: ", strict"}
-
-
 def exposure_rows(cells: Cells) -> Iterator[Row]:
     for scenario, judge, bound in _EXPOSURE:
         results = cells[scenario, 100, judge]
         what = f"exposed until rollback at 100 rps: {scenario}{_SETTING[judge]} ({share(results):.0f} % caught)"
         yield Row(what, exposed(results), "requests", f"<= {bound}")
-    yield Row("errors 1 → 2 % caught at 10 rps", share(cells["errors 1 → 2 %", 10, SERIN]), "%", ">= 95")
-    leak = cells["leak", 100, SERIN]
-    yield Row(f"exposed until rollback at 100 rps: leak ({share(leak):.0f} % caught)", exposed(leak), "requests")
+    yield Row("errors 1 → 2 % caught at 10 rps", share(cells[*_SLOWEST, SERIN]), "%", ">= 95")
     for scenario, bound in (("total failure", 100), ("errors 1 → 5 %", 6)):
         ours = exposed(cells[scenario, 100, SERIN])
         best = min(exposed(cells[scenario, 100, judge]) for judge in (FLAGGER_FITTED, ARGO_FITTED))
         against = f"{scenario} at 100 rps: fewer exposed than"
         yield Row(f"{against} the best calibrated policy model", best / ours, "×", f">= {bound}")
         yield Row(f"{against} Kayenta's", exposed(cells[scenario, 100, KAYENTA]) / ours, "×", f">= {bound}")
+
+
+def leak_rows(pool: Pool, sizes: Sizes, cells: Cells) -> Iterator[Row]:
+    """A leak needs time to show: the fast profile is done before it hurts."""
+    seeds = parts(sizes.harmful[100], 10)
+    patient = collect(pool, "leaks", [Job("leak", 100, some, (SERIN,), "balanced") for some in seeds])
+    for plan, found, bound in (("fast", cells, ""), ("balanced", patient, ">= 99")):
+        results = found["leak", 100, SERIN]
+        what = f"leak caught at 100 rps, {plan} (median {shown(exposed(results))} requests exposed)"
+        yield Row(what, share(results), "%", bound)
 
 
 def time_rows(pool: Pool, sizes: Sizes, healthy: Cells) -> Iterator[Row]:
@@ -389,7 +405,7 @@ def routing_rows(pool: Pool, sizes: Sizes) -> Iterator[Row]:
             seeds = parts(runs, 10)
             what = f"sticky bursts of {burst}, counted once per {counted}"
             found = pool.map(what, sticky_rollbacks, [burst] * len(seeds), [counted] * len(seeds), seeds)
-            bound = "<= 1" if counted is scenarios.Counted.CLIENT else ""
+            bound = "<= 1" if counted is Counted.CLIENT else ""
             yield Row(f"{what}: rolled back, of {runs}", 100 * sum(found) / runs, "%", bound)
     seeds = parts(sizes.pods, 10)
     for pods in (1, 2):
@@ -429,15 +445,17 @@ def window_rows(count: int) -> list[Row]:
     times_us: list[float] = []
     size_kb = {}
     for window in windows(count):
-        began_ns = time.perf_counter_ns()
+        began_ns = time.process_time_ns()
         state = observe(state, window)
         decide(state, window.end_s)
-        times_us.append((time.perf_counter_ns() - began_ns) / 1000)
+        times_us.append((time.process_time_ns() - began_ns) / 1000)
         if len(times_us) in (10, count):
             size_kb[len(times_us)] = document_kb(state)
     early, late = (statistics.median(some) for some in (times_us[: count // 4], times_us[-count // 4 :]))
     return [
-        Row("one window, all metrics on: observe and decide, median", statistics.median(times_us), "µs", "<= 250"),
+        Row(
+            "one window, all metrics on: observe and decide, CPU, median", statistics.median(times_us), "µs", "<= 250"
+        ),
         Row("… the last quarter of the windows vs the first", late / early, "×", "<= 1.2"),
         *(Row(f"the judge's state after {seen:,} windows", size, "kB", "<= 32") for seen, size in size_kb.items()),
     ]
@@ -508,6 +526,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         rows = [
             *false_rollback_rows(healthy),
             *exposure_rows(harmful),
+            *leak_rows(pool, sizes, harmful),
             *time_rows(pool, sizes, healthy),
             *routing_rows(pool, sizes),
         ]
