@@ -1,15 +1,17 @@
 """Releases on the embedded platform: real Envoy, real model servers, live traffic, kill -9."""
 
+import json
 import math
 import os
 import signal
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from embedded import QUICK, SERVICE, Home, by_revision, home, shown, traffic, write_model
 
-from serin import timeline
+from serin import cli, timeline
 from serin.plan import Checks
 from serin.platforms.embedded import client, processes
 from serin.rollout import Phase
@@ -181,3 +183,39 @@ def test_a_port_that_is_taken_and_two_homes_at_once(tmp_path, monkeypatch):
 def home_on(path: Path, port: str, monkeypatch):
     monkeypatch.setenv("SERIN_PORT", port)
     return home(path)
+
+
+def test_the_commands_tell_the_whole_story(tmp_path, models, monkeypatch, capsys):
+    place = tmp_path / "home"
+    plan = tmp_path / "plan.yaml"
+    plan.write_text("{stages: [{traffic: 50, minSeconds: 1}], startSeconds: 20}", encoding="utf-8")
+
+    def serin(*arguments: str, code: int = 0) -> str:
+        monkeypatch.setattr(sys, "argv", ["serin", "--home", str(place), *arguments])
+        ended = 0
+        try:
+            cli.main()
+        except SystemExit as end:
+            ended = end.code
+        told = capsys.readouterr()
+        assert ended == code, f"{arguments}: {told}"
+        assert "\x1b" not in told.out
+        return told.out
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("SERIN_PORT", "0")
+    with home(place):
+        released = serin("release", str(models / "1"), "--service", SERVICE, "--plan", str(plan))
+        assert released.splitlines()[-1].startswith("Promoted: 2 checks passed")
+        assert serin("up").startswith("serving at http://127.0.0.1:")
+        assert "serving at http://127.0.0.1:" in (status := serin("status")) and "Promoted" in status
+        counted = json.loads(serin("load", "--service", SERVICE, "--rate", "50", "--seconds", "0.5"))
+        assert counted["failed"] == 0 and counted["answered"] == counted["sent"] > 0
+
+        drilled = serin("drill", "errors", "--traffic", "50")
+        assert "user requests the bad candidate saw: 0; failed in all: 0 of " in drilled.splitlines()[-1]
+        assert json.loads(next((tmp_path / "runs").glob("drill-errors-*/load.json")).read_text())["failed"] == 0
+        assert "refused at 0 % traffic" in serin("history")
+        assert serin("watch", code=1).splitlines()[-1].startswith("RolledBack: refused")
+        assert serin("down").startswith("stopped ")
+        assert serin("down") == "nothing was running\n"
