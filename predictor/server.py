@@ -47,7 +47,8 @@ def parser(prog: str) -> argparse.ArgumentParser:
     parser.add_argument("--max-rows", type=int, default=Limits().rows)
     parser.add_argument("--drain-s", type=float, default=10.0, help="longest wait for clients after SIGTERM")
     parser.add_argument(
-        "--log", help="write a prediction log: a directory (Parquet) or an http address (CloudEvents)"
+        "--log",
+        help="write a prediction log: a directory or s3://bucket/prefix (Parquet), or an http address (CloudEvents)",
     )
     parser.add_argument("--log-exclude", nargs="+", default=[], metavar="FEATURE", help="leave these out of the log")
     parser.add_argument("--log-hash", nargs="+", default=[], metavar="FEATURE",

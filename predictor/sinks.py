@@ -1,11 +1,13 @@
-"""Where the prediction log goes: Parquet files in a directory, or CloudEvents to an HTTP address."""
+"""Where the prediction log goes: Parquet files in a directory or under an S3 prefix, or CloudEvents to an HTTP
+address."""
 
 import http.client
 import os
+import tempfile
 import urllib.parse
 import uuid
-from collections.abc import Iterator, Sequence
-from datetime import UTC, datetime
+from collections.abc import Callable, Iterator, Sequence
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any, Final
 
@@ -19,37 +21,92 @@ from serin.errors import UserError
 from serin.model import Signature
 
 TIMEOUT_S: Final = 5.0
+S3_CREDENTIALS: Final = (
+    "AWS_ACCESS_KEY_ID",
+    "AWS_WEB_IDENTITY_TOKEN_FILE",
+    "AWS_CONTAINER_CREDENTIALS_FULL_URI",
+    "AWS_CONTAINER_CREDENTIALS_RELATIVE_URI",
+)
+"""Without one of these the client would ask the machine's metadata service."""
 
 
 def sink(target: str, fields: Fields, signature: Signature, *, model: str, revision: str, digest: str) -> Sink:
-    """`target`: a directory, or an http(s) address. Raises `UserError` if it is neither."""
+    """`target`: a directory, an s3:// prefix, or an http(s) address. Raises `UserError` if it is none of them."""
     if target.startswith(("http://", "https://")):
         return CloudEvents(target, fields, signature, model=model, revision=revision, digest=digest)
-    if "://" in target:
+    if target.startswith("s3://"):
+        place = _temporary_directory(), _s3(target)
+    elif "://" in target:
         raise UserError(
-            f"Prediction log: {target!r} is neither a directory nor an http address; mount the store instead."
+            f"Prediction log: {target!r} is neither a directory, an s3:// prefix nor an http address; correct --log."
         )
-    return ParquetFiles(Path(target), fields, signature, revision=revision, digest=digest)
+    else:
+        place = _directory(Path(target))
+    return ParquetFiles(*place, fields, signature, revision=revision, digest=digest)
+
+
+Keep = Callable[[Path, str], object]
+"""Moves or copies a finished file to where it is kept, under the given name. Raises when it cannot."""
+
+
+def _directory(directory: Path) -> tuple[Path, Keep]:
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"Prediction log: {directory} cannot be made ({error.strerror}); correct --log.") from error
+    if not os.access(directory, os.W_OK):
+        raise UserError(f"Prediction log: {directory} cannot be written to; correct --log.")
+    return directory, lambda file, name: file.rename(directory / name)
+
+
+def _temporary_directory() -> Path:
+    try:
+        return Path(tempfile.gettempdir())
+    except FileNotFoundError as error:
+        raise UserError(
+            "Prediction log: files for S3 are put together in a temporary directory and none can be written to; "
+            "mount one at /tmp or set TMPDIR."
+        ) from error
+
+
+def _s3(target: str) -> Keep:
+    """Credentials, region and endpoint come from the environment variables that every AWS SDK reads. The store
+    is not called before the first write: a store that is away keeps no server from starting."""
+    import obstore
+    from obstore.exceptions import BaseError
+    from obstore.store import S3Store
+
+    if not any(os.environ.get(name) for name in S3_CREDENTIALS):
+        raise UserError(
+            f"Prediction log: no credentials for {target}; set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY."
+        )
+    try:
+        store = S3Store.from_url(
+            target,
+            client_options={
+                "allow_http": os.environ.get("AWS_ENDPOINT_URL", "").startswith("http://"),
+                "timeout": timedelta(seconds=TIMEOUT_S),
+            },
+            retry_config={"max_retries": 3, "retry_timeout": timedelta(seconds=TIMEOUT_S)},
+        )
+    except BaseError as error:
+        reason = str(error).partition("\n")[0]
+        raise UserError(f"Prediction log: {target} cannot be used ({reason}); correct --log or AWS_….") from error
+    return lambda file, name: obstore.put(store, name, file)
 
 
 class ParquetFiles:
     """Each write makes one file: request_id, row (its place in the request), time, revision, digest, score,
-    decision, features (a struct, null for missing). A file appears under its name only when it is whole."""
+    decision, features (a struct, null for missing). It is put together in `directory`; `keep` sees it whole."""
 
-    def __init__(self, directory: Path, fields: Fields, signature: Signature, *, revision: str, digest: str) -> None:
+    def __init__(
+        self, directory: Path, keep: Keep, fields: Fields, signature: Signature, *, revision: str, digest: str
+    ) -> None:
         import duckdb  # takes as much memory as the rest of the server: only who writes Parquet pays
 
-        self._directory, self._fields, self._signature = directory, fields, signature
+        self._directory, self._keep, self._fields, self._signature = directory, keep, fields, signature
         self._constants = {"revision": revision, "digest": digest}
         self._database = duckdb.connect(config={"threads": 1})
-        try:
-            directory.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise UserError(
-                f"Prediction log: {directory} cannot be made ({error.strerror}); correct --log."
-            ) from error
-        if not os.access(directory, os.W_OK):
-            raise UserError(f"Prediction log: {directory} cannot be written to; correct --log.")
 
     def write(self, entries: Sequence[Entry]) -> None:
         rows = [entry.batch.rows for entry in entries]
@@ -78,12 +135,15 @@ class ParquetFiles:
         self._database.register("entries", arrays)
         name = f"{datetime.now(UTC):%Y%m%dT%H%M%S.%f}-{uuid.uuid4().hex[:8]}.parquet"
         partial = self._directory / f".{name}.part"
-        self._database.execute(
-            f"COPY (SELECT request_id, row, to_timestamp(time) AS time, {constants}, score, decision, "  # noqa: S608
-            f"{struct} AS features FROM entries) TO {_text(str(partial))} (FORMAT parquet)"
-        )
-        self._database.unregister("entries")
-        partial.rename(self._directory / name)
+        try:
+            self._database.execute(
+                f"COPY (SELECT request_id, row, to_timestamp(time) AS time, {constants}, score, decision, "  # noqa: S608
+                f"{struct} AS features FROM entries) TO {_text(str(partial))} (FORMAT parquet)"
+            )
+            self._keep(partial, name)
+        finally:
+            self._database.unregister("entries")
+            partial.unlink(missing_ok=True)
 
 
 def _quoted(name: str) -> str:

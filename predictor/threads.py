@@ -8,9 +8,9 @@ CGROUPS: Final = Path("/sys/fs/cgroup")
 
 
 def bound() -> None:
-    """Hold pools of native threads to one thread each. Call before NumPy or ONNX Runtime is imported: each
+    """Hold pools of native threads to one thread each. Call before NumPy, ONNX Runtime or obstore is imported: each
     would start a pool as wide as the machine, whatever the container may use of it."""
-    for variable in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
+    for variable in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "TOKIO_WORKER_THREADS"):
         os.environ.setdefault(variable, "1")
 
 

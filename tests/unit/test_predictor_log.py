@@ -2,6 +2,7 @@
 
 import http.server
 import json
+import os
 import threading
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -13,7 +14,7 @@ import pytest
 
 from predictor.columns import Layout, from_records
 from predictor.log import Entry, Fields, PredictionLog
-from predictor.sinks import sink
+from predictor.sinks import ParquetFiles, sink
 from serin.errors import UserError
 
 LAYOUT = Layout.of(models.SIGNATURE.features)
@@ -88,10 +89,37 @@ def test_bad_fields_are_refused(excluded: set[str], hashed: set[str], key: bytes
         Fields(LAYOUT, frozenset(excluded), frozenset(hashed), key)
 
 
-@pytest.mark.parametrize("target", ["s3://bucket/log", "/proc/log"])
-def test_bad_targets_are_refused(target: str) -> None:
-    with pytest.raises(UserError, match="Prediction log: "):
+@pytest.mark.parametrize(
+    ("target", "environment", "named"),
+    [
+        ("/proc/log", {}, "/proc/log cannot be made"),
+        ("gs://bucket/log", {}, "neither a directory, an s3:// prefix nor an http address"),
+        ("s3://bucket/log", {}, "set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY"),
+        ("s3://bucket/log", {"AWS_ACCESS_KEY_ID": "k"}, "Missing SecretAccessKey"),
+        ("s3://", {"AWS_ACCESS_KEY_ID": "k", "AWS_SECRET_ACCESS_KEY": "s"}, "Unable to recognise URL"),
+    ],
+)
+def test_bad_targets_are_refused(
+    target: str, environment: dict[str, str], named: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in [name for name in os.environ if name.startswith("AWS_")]:
+        monkeypatch.delenv(name)
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(UserError, match=f"^Prediction log: .*{named}") as refusal:
         sink(target, Fields(LAYOUT), models.SIGNATURE, **NAMES)
+    assert "\n" not in str(refusal.value)
+
+
+def test_a_write_that_fails_leaves_nothing_behind(tmp_path: Path) -> None:
+    def refuse(file: Path, name: str) -> None:
+        assert file.stat().st_size > 0
+        raise OSError("disk full")
+
+    names = {name: NAMES[name] for name in ("revision", "digest")}
+    with pytest.raises(OSError, match="disk full"):
+        ParquetFiles(tmp_path, refuse, Fields(LAYOUT), models.SIGNATURE, **names).write(ENTRIES)
+    assert not list(tmp_path.iterdir())
 
 
 class Stuck:
