@@ -91,9 +91,9 @@ class Cluster:
             case Delete():
                 self.fake.exists = False
 
-    def tick(self, **deaths: bool) -> None:
+    def tick(self, *, kserve_works: bool = True, **deaths: bool) -> None:
         self.traffic()
-        if self.fake.exists and self.fake.predictor:
+        if kserve_works and self.fake.exists and self.fake.predictor:
             self.fake.tick()
         self.look(**deaths)
         self.now += timedelta(seconds=TICK_S)
@@ -137,15 +137,37 @@ def test_going_back_ends_with_stable_content_on_a_new_revision(stage: int) -> No
     cluster = Cluster(promoted(), rollout())
     cluster.run(in_stage(stage))
     cluster.run(lambda status: status.requests.candidate > 0)
+    cluster.fake.delay = lambda model: 6 if model == "v2" else 0
+    cluster.fake.born["r2"] = -10
     cluster.rollout = rollout(abort=True).model_copy(update={"status": cluster.status})
     status = cluster.run()
     assert (status.phase, status.reason) == (Phase.ROLLED_BACK, "aborted by request")
     assert (cluster.serving(), cluster.fake.percent) == ({"r4": 100}, None)
     assert cluster.fake.models["r4"] == "v2"
+    assert_gone_for_good("r3", [shares for phase, shares in cluster.shares if phase is Phase.ROLLING_BACK])
     # traps C and D are gone: neither a next candidate nor a removed field brings the rejected one back
     cluster.fake.delay = lambda model: NEVER if model == "v9" else 0
     cluster.fake.ask("v9", percent=20)
     assert cluster.serving() == {"r4": 100}
+
+
+def assert_gone_for_good(revision: str, shares: list[dict[str, int]]) -> None:
+    """Once it lost its traffic it never got any again."""
+    without = next(place for place, share in enumerate(shares) if revision not in share)
+    assert all(revision not in share for share in shares[without:]), shares
+
+
+def test_aborting_before_kserve_has_seen_the_candidate_waits_for_it() -> None:
+    """Trap B: putting the model back at once would leave a P of 0 without a new revision, and go to r1."""
+    cluster = Cluster(promoted(), rollout())
+    cluster.run(lambda status: status.phase is Phase.DARK)
+    assert cluster.fake.percent == 0
+    cluster.rollout = rollout(abort=True).model_copy(update={"status": cluster.status})
+    for _ in range(5):
+        cluster.tick(kserve_works=False)
+    status = cluster.run()
+    assert (status.phase, cluster.model()) == (Phase.ROLLED_BACK, {"v2"})
+    assert cluster.served() == {"r2", "r4"}
 
 
 def test_after_full_traffic_the_way_back_is_zero_first() -> None:
@@ -193,7 +215,7 @@ def label(cluster: Cluster) -> None:
 
 
 def old_manifest(cluster: Cluster) -> None:
-    cluster.fake.ask("v2", percent=None)
+    cluster.fake.ask(memory(cluster.status).predictors.stable["model"]["storageUri"], percent=None)
 
 
 def removed_percent(cluster: Cluster) -> None:
@@ -308,13 +330,15 @@ def test_no_history_gives_a_revision_requests_it_should_not_have(data: st.DataOb
     cluster = Cluster(fake, rollout(), checks=GOOD if good else BAD)
     fake.race = data.draw(st.booleans()) and stable == "r2"
     race = fake.race
+    random = data.draw(st.randoms(use_true_random=True))
     abort_at = data.draw(st.one_of(st.none(), st.integers(0, 80)))
     for tick in range(300):
         if tick == abort_at:
             cluster.rollout = rollout(abort=True).model_copy(update={"status": cluster.status})
         cluster.tick(
-            dies_before_writing=tick < 100 and data.draw(st.integers(0, 9)) == 0,
-            dies_before_acting=tick < 100 and data.draw(st.integers(0, 9)) == 0,
+            kserve_works=tick > 100 or random.random() < 0.7,
+            dies_before_writing=tick < 100 and random.random() < 0.1,
+            dies_before_acting=tick < 100 and random.random() < 0.1,
         )
         if cluster.status.phase.terminal:
             break
@@ -325,6 +349,9 @@ def test_no_history_gives_a_revision_requests_it_should_not_have(data: st.DataOb
         assert not wrong or race, f"{phase}: {shares}"
         if phase in (Phase.PENDING, Phase.DARK, Phase.CHECKING):
             assert candidate not in shares or not candidate
+    back = [shares for phase, shares in cluster.shares if phase is Phase.ROLLING_BACK]
+    if back and candidate and any(candidate not in shares for shares in back):
+        assert_gone_for_good(candidate, back)
     promoted_end = cluster.status.phase is Phase.PROMOTED
     assert cluster.model() == ({"v3"} if promoted_end else {content})
     assert cluster.fake.percent is None
@@ -346,3 +373,26 @@ def test_the_way_back_is_kept_in_the_status() -> None:
 def test_checks_off_goes_straight_to_traffic() -> None:
     cluster = Cluster(promoted(), rollout(plan=PLAN.model_copy(update={"checks": Checks.NONE})), checks=BAD)
     assert cluster.run().phase is Phase.PROMOTED
+
+
+@settings(max_examples=150, deadline=None)
+@given(data=st.data())
+def test_whatever_others_do_the_end_is_one_model_with_everything(data: st.DataObject) -> None:
+    delay = data.draw(st.sampled_from([0, 1, 4]))
+    fake = data.draw(st.sampled_from([base, promoted]))(delay=lambda _model: delay)
+    content = fake.models[next(iter(fake.traffic()))]
+    cluster = Cluster(fake, rollout())
+    random = data.draw(st.randoms(use_true_random=True))
+    changes = data.draw(st.dictionaries(st.integers(1, 60), st.sampled_from(FOREIGN), max_size=2))
+    for tick in range(300):
+        if tick in changes and cluster.status.phase is not Phase.PENDING:
+            changes[tick](cluster)
+        cluster.tick(
+            kserve_works=tick > 100 or random.random() < 0.7,
+            dies_before_acting=tick < 100 and random.random() < 0.1,
+        )
+        if cluster.status.phase.terminal:
+            break
+    assert cluster.status.phase.terminal, f"{cluster.status.reason}: {read(cluster.fake.read())}"
+    assert cluster.fake.percent is None
+    assert cluster.model() == ({"v3"} if cluster.status.phase is Phase.PROMOTED else {content})

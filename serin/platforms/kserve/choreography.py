@@ -197,6 +197,8 @@ def next_change(action: Action, service: Service | None, status: Status, predict
         case SetSplit(percent=0):
             if asked and service.percent != 0:
                 return _patch(service, service.predictor, 0)
+            if status.phase is Phase.ROLLING_BACK:  # P=0 need not be enough, when others meddled
+                return _retreat(service, status, predictors, asked=asked)
         case SetSplit(stable=stable, candidate=candidate, percent=percent):
             pinned = service.rolled_out == stable and service.created == service.ready == candidate
             if asked and pinned and service.percent not in (None, percent):

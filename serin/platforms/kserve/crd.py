@@ -23,6 +23,9 @@ COLUMNS: Final = (
     ("Age", "date", ".metadata.creationTimestamp", ""),
     ("Reason", "string", ".status.reason", ""),
 )
+MAX_STRING: Final = 1024
+MAX_ENUM: Final = 32
+MAX_ITEMS: Final = 64
 _FROZEN: Final = ("service", "candidate", "plan", "profile", "judge")
 _STARTED: Final = "has(oldSelf.status) && has(oldSelf.status.phase) && oldSelf.status.phase != 'Pending'"
 TOLD: Final = {
@@ -55,7 +58,8 @@ ROOT_RULES: Final = [
     },
     *(
         {
-            "rule": f"!({_STARTED}) || self.spec.?{field} == oldSelf.spec.?{field}",
+            "rule": f"!({_STARTED}) || has(self.spec.{field}) == has(oldSelf.spec.{field})"
+            f" && (!has(self.spec.{field}) || self.spec.{field} == oldSelf.spec.{field})",
             "message": f"spec.{field} cannot change once the rollout has started; abort it and create a new one",
         }
         for field in _FROZEN
@@ -91,7 +95,8 @@ CONDITIONS: Final = {
 
 def definition() -> dict[str, Any]:
     spec, status = _schema(Spec), _schema(Status)
-    _without_null(spec)
+    _bounded(spec)
+    status["properties"]["phase"]["maxLength"] = MAX_ENUM
     for path, told in TOLD.items():
         field = spec
         for name in path.split("."):
@@ -156,11 +161,16 @@ def _schema(model: type[BaseModel]) -> dict[str, Any]:
     return _structural(document, document.get("$defs", {}))
 
 
-def _without_null(node: dict[str, Any]) -> None:
-    """In a spec, what is not given is left out."""
+def _bounded(node: dict[str, Any]) -> None:
+    """In a spec, what is not given is left out, not null; and everything has an upper size, without which the API
+    server does not accept rules that compare it."""
     node.pop("nullable", None)
+    if node["type"] == "string":
+        node.setdefault("maxLength", MAX_ENUM if "enum" in node else MAX_STRING)
+    if node["type"] == "array":
+        node.setdefault("maxItems", MAX_ITEMS)
     for inner in (*node.get("properties", {}).values(), *([node["items"]] if "items" in node else [])):
-        _without_null(inner)
+        _bounded(inner)
 
 
 def _structural(node: dict[str, Any], definitions: dict[str, Any]) -> dict[str, Any]:
