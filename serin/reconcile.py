@@ -132,6 +132,14 @@ def reconcile(spec: Spec, status: Status, observation: Observation, now: datetim
     return _STEPS[status.phase](spec, status, observation, now, decision)
 
 
+def unwatched(status: Status, reason: str, now: datetime) -> Status:
+    """When a look at a rollout failed for `reason`: with traffic it goes back, for nobody watches the candidate; before
+    that, and on its way back, it is tried again."""
+    if status.stage is None or status.phase is Phase.ROLLING_BACK:
+        return _stay(status, f"trying again after {reason}")[0]
+    return _move(status, Phase.ROLLING_BACK, now, f"stopped by {reason}", traffic=0)
+
+
 def _counted(status: Status, windows: tuple[Window, ...]) -> Status:
     """Add the answers in `windows`; those under the split in force also give the observed share."""
     stage_requests = _plus(status.stage_requests, [each for each in windows if each.share == status.traffic / 100])
@@ -165,12 +173,16 @@ def _judged(spec: Spec, status: Status, windows: tuple[Window, ...], now: dateti
     for window in windows:
         state = judge.observe(state, window)
     decision = judge.decide(state, now.timestamp())
+    ratios = {each.metric: each.ratio for each in status.evidence}
+    if decision.action is Verdict.ROLLBACK or any(int(each.start_s) != int(each.end_s) for each in windows):
+        # For people, to whom once a second is often enough.
+        ratios = {name: Ratio(low=at.low, high=at.high) for name, at in judge.confidence(state).items()}
     evidence = tuple(
         MetricEvidence(
             metric=each.metric,
             log10_e=each.log10_e,
             safe=each.safe,
-            ratio=Ratio(low=each.low, high=each.high),
+            ratio=ratios.get(each.metric, Ratio()),
             requests=Requests(stable=each.stable_requests, candidate=each.candidate_requests),
         )
         for each in decision.evidence
@@ -425,7 +437,7 @@ def _rolling_back(status: Status, seen: Observation, now: datetime) -> Step:
         return status, _split(status, seen, 0)
     if seen.candidate is not None:
         return status, (Discard(candidate=seen.candidate.name, stable=status.stable_revision),)
-    return _move(status, Phase.ROLLED_BACK, now, status.reason), ()
+    return _move(status, Phase.ROLLED_BACK, now, status.history[-1].reason), ()
 
 
 _STEPS: Final[dict[Phase, Callable[[Spec, Status, Observation, datetime, Decision | None], Step]]] = {

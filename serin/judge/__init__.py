@@ -3,10 +3,12 @@
     state = start(policy)
     state = observe(state, window)      # every window once
     decision = decide(state, now)       # as often as you like
+    confidence(state)                   # by metric, the interval of candidate / stable
 
 Pure functions of values. `state.dump()` is a small JSON document, `load` its inverse.
 """
 
+from serin.judge.confidence import Interval, confidence
 from serin.judge.decision import Action, Decision, Evidence
 from serin.judge.judge import observe, start
 from serin.judge.policy import (
@@ -29,6 +31,7 @@ __all__ = [
     "Decision",
     "EventMetric",
     "Evidence",
+    "Interval",
     "JudgeSpec",
     "LatencyMetric",
     "Policy",
@@ -37,6 +40,7 @@ __all__ = [
     "StagePolicy",
     "State",
     "Window",
+    "confidence",
     "decide",
     "load",
     "observe",

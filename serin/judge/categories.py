@@ -58,12 +58,15 @@ class Row:
 class Categories:
     """Where each category stands, and `stable`, `candidate`: matrices from an arm's row to its categories.
 
+    `tail`: latencies above stable's p99, on the candidate above every shift of it. The categories before `measured`
+    are what confidence sequences are about.
     `measured`: per event metric the windows that reported it, then the latencies and the scores counted.
     `latency`, `score_up`, `score_down`, `score`: bins, of scores moved down by the tolerance, moved up by it (highest
     bin first), and as they are. `slow`: latencies above stable's quantiles; `extreme`: lowest and highest scores.
     """
 
     row: Row
+    tail: int
     measured: int
     latency: int
     slow: int
@@ -80,13 +83,27 @@ class Categories:
         """The edges are bucket numbers; bins whose edges are not known yet stay empty."""
         row = Row(tuple(metric.name for metric in policy.event_metrics))
         events = len(row.events)
-        sizes = (EVENTS + events, events + 2, latency.BINS, len(latency.SLOW), *(scores.BINS,) * 3, 2)
-        measured, latencies, slow, up, down, plain, extreme, count = np.cumsum(sizes).tolist()
+        sizes = (
+            EVENTS + events,
+            len(latency.SHIFTS),
+            events + 2,
+            latency.BINS,
+            len(latency.SLOW),
+            *(scores.BINS,) * 3,
+            2,
+        )
+        tail, measured, latencies, slow, up, down, plain, extreme, count = np.cumsum(sizes).tolist()
         nothing = np.zeros((0, 0))
-        layout = cls(row, measured, latencies, slow, up, down, plain, extreme, count, nothing, nothing)
+        layout = cls(row, tail, measured, latencies, slow, up, down, plain, extreme, count, nothing, nothing)
         tolerated = latency.tolerated(policy.latency.margin, policy.latency.tolerance_ms)
         stable = layout._members(latency_edges, score_edges, 0)
         candidate = layout._members(tolerated[latency_edges], score_edges, scores.shift(policy.scores.tolerance))
+        if len(latency_edges):
+            edge = latency_edges[latency.TAIL] + latency.SHIFTS
+            within = (edge >= 0) & (edge < len(LATENCY_EDGES_S))
+            buckets = np.arange(LATENCY_BUCKETS)
+            stable[tail:measured, row.latency] = within[:, None] & (buckets > latency_edges[latency.TAIL])
+            candidate[tail:measured, row.latency] = within[:, None] & (buckets > edge[:, None])
         if policy.scores.expected is Scores.DIFFERENT:
             stable[:, row.score] = candidate[:, row.score] = 0
         return replace(layout, stable=stable, candidate=candidate)

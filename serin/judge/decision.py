@@ -14,15 +14,11 @@ class Action(StrEnum):
 class Evidence:
     """The state of one metric.
 
-    `log10_e` is log10 of the e-value against "no harm". `low` and `high` are the anytime confidence sequence of
-    candidate / stable (ratio of event rates, ratio of latencies, ...), None while nothing is known.
-    `safe` says whether harm of the stage's margin is rejected.
+    `log10_e` is log10 of the e-value against "no harm". `safe` says whether harm of the stage's margin is rejected.
     """
 
     metric: str
     log10_e: float
-    low: float | None
-    high: float | None
     safe: bool
     stable_requests: int
     candidate_requests: int

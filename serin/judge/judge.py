@@ -33,6 +33,7 @@ def start(policy: Policy) -> State:
         score=score_values,
         stage_counts=nothing,
         earlier_counts=nothing,
+        compared={},
         peak=1.0,
         blamed=None,
         split_peak=1.0,
@@ -55,7 +56,7 @@ def add(state: State, window: Window, stable: Floats, candidate: Floats) -> Stat
     policy, book = state.policy, state.book
     stage_start_s, invested_until_s, cash = state.stage_start_s, state.invested_until_s, state.cash
     harm, claims, peak, blamed, split_peak = state.harm, state.claims, state.peak, state.blamed, state.split_peak
-    stage_counts, earlier_counts = state.stage_counts, state.earlier_counts
+    stage_counts, earlier_counts, compared = state.stage_counts, state.earlier_counts, state.compared
 
     if window.stage != state.stage:
         stage_start_s = window.start_s
@@ -72,7 +73,11 @@ def add(state: State, window: Window, stable: Floats, candidate: Floats) -> Stat
 
         ours = book.categories.candidate @ candidate
         both = ours + book.categories.stable @ stable
-        stage_counts = stage_counts + np.stack((ours, both))
+        counts = np.stack((ours, both))
+        stage_counts = stage_counts + counts
+        if window.share is not None:
+            counts = counts[:, : book.categories.measured]
+            compared = {**compared, window.share: compared.get(window.share, 0.0) + counts}
         requests, share = ours[REQUESTS], window.share
         if share is None:
             share = requests / both[REQUESTS] if both[REQUESTS] else 0.0
@@ -104,6 +109,7 @@ def add(state: State, window: Window, stable: Floats, candidate: Floats) -> Stat
         score=score_values,
         stage_counts=stage_counts,
         earlier_counts=earlier_counts,
+        compared=compared,
         peak=peak,
         blamed=blamed,
         split_peak=split_peak,

@@ -14,6 +14,10 @@ QUANTILES: Final = np.array([0.1, 0.25, 0.5, 0.75, 0.9, 0.95, 0.975, 0.99, 0.995
 BINS: Final = len(QUANTILES) + 1
 SLOW: Final = {"p50": 3, "p90": 5, "p99": 8}
 """Of each exceedance, the first bin above the quantile."""
+TAIL: Final = SLOW["p99"] - 1
+"""The edge, at stable's p99, around which latencies are compared."""
+SHIFTS: Final = np.arange(-LATENCY_STEPS_PER_OCTAVE, LATENCY_STEPS_PER_OCTAVE + 1)
+"""Buckets by which the candidate's edge is moved in that comparison: half to twice stable's latency."""
 
 _TILTS: Final = {0.25: 0.30, 0.6: 0.12, 1.2: 0.06}
 _STEPS: Final = ((2.0, 6, 0.06), (2.5, 8, 0.34), (7.0, 8, 0.12))

@@ -1,5 +1,6 @@
 """The judge's memory: everything it has learned from the windows so far, as one small document."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -11,7 +12,7 @@ from serin.judge.policy import Policy, StagePolicy
 from serin.judge.primitive import Floats
 from serin.judge.reference import Reference
 
-VERSION: Final = 1
+VERSION: Final = 2
 BEFORE: Final = -1
 """The stage of windows from before the rollout."""
 
@@ -20,8 +21,9 @@ BEFORE: Final = -1
 class State:
     """`book` follows from the rest. `stage` is -1 before the first stage. `harm`, `claims`: the wealth of each bet;
     `cash`: the part of each harm process's wealth that still waits. `stage_counts`, `earlier_counts`: counts per
-    category, [candidate, both arms], of this stage and of those before. `peak`, `split_peak`: the largest
-    evidence so far; `blamed`: the metric behind it.
+    category, [candidate, both arms], of this stage and of those before; `compared`: the same per configured share of
+    traffic, for the categories confidence sequences are about. `peak`, `split_peak`: the largest evidence so far;
+    `blamed`: the metric behind it.
     """
 
     policy: Policy
@@ -37,6 +39,7 @@ class State:
     score: Reference
     stage_counts: Floats
     earlier_counts: Floats
+    compared: Mapping[float, Floats]
     peak: float
     blamed: str | None
     split_peak: float
@@ -57,6 +60,7 @@ class State:
             "score": self.score.dump(),
             "stage_counts": self.stage_counts.tolist(),
             "earlier_counts": self.earlier_counts.tolist(),
+            "compared": {str(share): counts.tolist() for share, counts in self.compared.items()},
             "peak": self.peak,
             "blamed": self.blamed,
             "split_peak": self.split_peak,
@@ -85,6 +89,7 @@ def load(document: dict[str, Any]) -> State:
         score=score_values,
         stage_counts=np.array(document["stage_counts"], dtype=np.float64),
         earlier_counts=np.array(document["earlier_counts"], dtype=np.float64),
+        compared={float(share): np.array(counts, dtype=np.float64) for share, counts in document["compared"].items()},
         peak=document["peak"],
         blamed=document["blamed"],
         split_peak=document["split_peak"],

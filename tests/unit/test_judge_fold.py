@@ -85,7 +85,7 @@ def test_the_document_stays_small_with_every_metric_declared_and_every_bucket_fu
     everywhere = np.full(240, 1 / 240), np.full(100, 0.01)
     for k in range(40):
         arms = draw(rng, 3000, rates, *everywhere), draw(rng, 300, rates, *everywhere)
-        state = observe(state, window(k, *arms, share=0.05 + k / 100, stage=k // 10))
+        state = observe(state, window(k, *arms, share=0.05 + (k % 21) / 100, stage=k // 10))
     assert len(json.dumps(state.dump())) <= 32_000
 
 
