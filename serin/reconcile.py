@@ -133,8 +133,8 @@ def reconcile(spec: Spec, status: Status, observation: Observation, now: datetim
 
 
 def unwatched(status: Status, reason: str, now: datetime) -> Status:
-    """When a look at a rollout failed for `reason`: with traffic it goes back, for nobody watches the candidate; before
-    that, and on its way back, it is tried again."""
+    """When a look at a rollout failed for `reason`: with traffic it goes back, for nobody watches it; before that,
+    and on its way back, it is tried again."""
     if status.stage is None or status.phase is Phase.ROLLING_BACK:
         return _stay(status, f"trying again after {reason}")[0]
     return _move(status, Phase.ROLLING_BACK, now, f"stopped by {reason}", traffic=0)

@@ -8,7 +8,7 @@ from fake_platform import CANDIDATE, FAILED, STABLE, World, spec
 from serin import judge
 from serin.judge import Action, JudgeSpec
 from serin.plan import Bake, Checks, OnInconclusive, Plan, Stage
-from serin.reconcile import CreateCandidate, Discard, Promote, Revision, RunChecks, SetSplit
+from serin.reconcile import CreateCandidate, Discard, Promote, Revision, RunChecks, SetSplit, unwatched
 from serin.rollout import Approval, Phase
 
 PLAN = Plan(
@@ -433,6 +433,22 @@ def test_an_alert_holds_even_where_the_plan_would_promote(stage, monkeypatch):
 
 
 # what must not change
+
+
+def test_a_candidate_nobody_can_watch_goes_back():
+    here = world()
+    here.until(Phase.CHECKING)
+    tried = unwatched(here.status, "OSError: disk full", here.now)
+    assert (tried.phase, tried.reason, tried.history) == (
+        Phase.CHECKING,
+        "trying again after OSError: disk full",
+        here.status.history,
+    )
+    here.until(Phase.PROGRESSING)
+    here.status = unwatched(here.status, "OSError: disk full", here.now)
+    assert (here.status.phase, here.status.traffic) == (Phase.ROLLING_BACK, 0)
+    assert unwatched(here.status, "again", here.now).history == here.status.history
+    assert here.until(Phase.ROLLED_BACK, ticks=4).reason == "stopped by OSError: disk full"
 
 
 def test_an_edited_policy_stops_it():

@@ -31,7 +31,7 @@ from serin.platforms.embedded.platform import (
     EmbeddedPlatform,
     Gateway,
 )
-from serin.reconcile import RunChecks, reconcile
+from serin.reconcile import RunChecks, reconcile, unwatched
 from serin.rollout import Check, ModelRollout
 from serin.store import RevisionRecord, Store
 from serin.telemetry import envoy
@@ -100,10 +100,10 @@ class Supervisor:
                 await self._step(rollout, stats, seen, waits_for, superseded_by)
             except Exception as error:
                 # one broken rollout must neither stop the others nor leave users with a candidate nobody watches
-                _log.exception("%s could not be reconciled; its traffic stays with stable", rollout.metadata.name)
-                reason = f"trying again with all traffic on stable, after {type(error).__name__}: {error}"
+                _log.exception("%s could not be reconciled; its traffic goes to stable", rollout.metadata.name)
+                reason = f"{type(error).__name__}: {error}"
                 self._platform.withdraw(rollout)
-                self._store.save_status(rollout, rollout.status.model_copy(update={"reason": reason}))
+                self._store.save_status(rollout, unwatched(rollout.status, reason, datetime.now(UTC)))
         self._write_routes(seen)
         self._retire(stats)
 
