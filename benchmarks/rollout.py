@@ -15,6 +15,7 @@ import statistics
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 import urllib.request
 from collections.abc import Callable, Iterator
@@ -177,6 +178,32 @@ class Bench:
             process.terminate()
             process.wait(30)
 
+    @contextmanager
+    def route_changes(self) -> Iterator[list[float]]:
+        """The times (epoch seconds, to 5 ms) at which the gateway put new routes in force while the block runs."""
+        changes: list[float] = []
+        done = threading.Event()
+        address = (
+            f"http://127.0.0.1:{self.platform.store.setting('admin_port')}/stats?filter=rds.services.version_text"
+        )
+
+        def watch() -> None:
+            seen = b""
+            while not done.wait(0.005):
+                with urllib.request.urlopen(address, timeout=5) as response:
+                    told = response.read()
+                if told != seen:
+                    changes.append(time.time())
+                    seen = told
+
+        watcher = threading.Thread(target=watch)
+        watcher.start()
+        try:
+            yield changes
+        finally:
+            done.set()
+            watcher.join()
+
 
 def _with_trials(config: Config, trials: int) -> Config:
     return config.model_copy(update={"training": config.training.model_copy(update={"trials": trials})})
@@ -213,12 +240,15 @@ def whole_rollout(bench: Bench, rate: float, plan: Plan) -> list[Row]:
 
 def exposure(bench: Bench, repetitions: int) -> list[Row]:
     """Live traffic finds a candidate that fails every request: how many requests does it get?"""
-    names = []
+    names, delays_ms = [], []
     with bench.load(100) as tally:
         for number in range(repetitions):
-            ended = bench.follow(bench.drill("errors", DRILL.model_copy(update={"checks": Checks.NONE})))
+            with bench.route_changes() as changes:
+                ended = bench.follow(bench.drill("errors", DRILL.model_copy(update={"checks": Checks.NONE})))
             assert ended.status.phase is Phase.ROLLED_BACK, ended.status.reason
             names.append(ended.status.candidate_revision)
+            decided_s = next(e.at for e in ended.status.history if e.phase is Phase.ROLLING_BACK).timestamp()
+            delays_ms.append(1000 * (min(each for each in changes if each > decided_s) - decided_s))
             print(f"  exposure {number + 1} of {repetitions}: {ended.status.requests.candidate} requests", flush=True)
         time.sleep(2)
     counted = tally()
@@ -231,6 +261,8 @@ def exposure(bench: Bench, repetitions: int) -> list[Row]:
         Row("failing candidate: most seen", max(seen), "requests"),
         Row("failing candidate: rolled back", len(seen), f"of {repetitions}", f"== {repetitions}"),
         Row("failing candidate: requests without any answer", unanswered, "requests", "== 0"),
+        Row("from the decision to the split in force, median", statistics.median(delays_ms), "ms"),
+        Row("from the decision to the split in force, worst", max(delays_ms), "ms"),
     ]
 
 
