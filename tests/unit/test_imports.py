@@ -1,6 +1,9 @@
 """Directions of import, checked on the source: pipelines -> components -> serin; who may know what."""
 
 import ast
+import os
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -55,3 +58,30 @@ def test_shells_import_at_the_top_only_what_kfp_needs(path: Path) -> None:
     top = [node for node in tree.body if isinstance(node, ast.Import | ast.ImportFrom)]
     names = {node.module if isinstance(node, ast.ImportFrom) else node.names[0].name for node in top}
     assert names <= {"typing", "kfp", "components.shell"}
+
+
+IMPORTERS = [path for path in MODULES if any(name.split(".")[0] == "onnxruntime" for name in imported(path))]
+STOP_AT_ONNX_RUNTIME = """
+import importlib, os, sys
+class Stop:
+    def find_spec(name, *_):
+        if name == "onnxruntime":
+            sys.exit(os.environ.get("ORT_DISABLE_TELEMETRY"))
+sys.meta_path.insert(0, Stop)
+importlib.import_module(sys.argv[1])
+"""
+
+
+@pytest.mark.parametrize("path", IMPORTERS, ids=lambda path: str(path.relative_to(ROOT)))
+def test_no_usage_data_leaves(path: Path) -> None:
+    module = ".".join(path.relative_to(ROOT).with_suffix("").parts)
+    environment = {name: value for name, value in os.environ.items() if name != "ORT_DISABLE_TELEMETRY"}
+    ended = subprocess.run(
+        [sys.executable, "-c", STOP_AT_ONNX_RUNTIME, module],
+        cwd=ROOT, env=environment, capture_output=True, text=True, timeout=60,
+    )  # fmt: skip
+    assert ended.stderr == "1\n"
+
+
+def test_both_who_score_are_held_to_it() -> None:
+    assert {path.relative_to(ROOT).parts[0] for path in IMPORTERS} == {"components", "predictor"}
