@@ -23,7 +23,7 @@ from serin.platforms.kserve.choreography import Change, Create, Delete, Patch, n
 from serin.platforms.kserve.gateway import Checks, Gateway
 from serin.platforms.kserve.measure import Series
 from serin.platforms.kserve.step import Seen, memory, step
-from serin.reconcile import Action, RunChecks, SetSplit
+from serin.reconcile import Action, RunChecks, SetSplit, unwatched
 from serin.rollout import ModelRollout, Phase, Status
 from serin.turns import active_rollouts
 
@@ -107,11 +107,11 @@ class Controller:
             self._metrics.errors.labels("refused").inc()
             _log.warning("%s: %s", rollout.metadata.name, error)
             self._guarded(document, self._event, document, "Warning", "Refused", str(error))
-        except Exception:
+        except Exception as error:
             # one broken rollout must neither stop the others nor leave users with a candidate nobody watches
             self._metrics.errors.labels("bug").inc()
-            _log.exception("%s could not be reconciled; its traffic goes to stable", rollout.metadata.name)
-            self._guarded(document, self._withdraw, rollout)
+            _log.exception("%s could not be reconciled", rollout.metadata.name)
+            self._guarded(document, self._give_up, rollout, document, error)
 
     def _guarded(self, document: dict[str, Any], work: Callable[..., object], *arguments: object) -> None:
         """Do what may fail without harm to others; it is tried again, or was only said."""
@@ -217,12 +217,14 @@ class Controller:
             case Delete(resource_version=version):
                 self._api.delete(objects.services(namespace, name), version)
 
-    def _withdraw(self, rollout: ModelRollout) -> None:
-        """All traffic to stable, until the rollout asks for its split again."""
-        status = rollout.status
-        if status.stable_revision and status.candidate_revision and status.traffic != 100:
+    def _give_up(self, rollout: ModelRollout, document: dict[str, Any], error: Exception) -> None:
+        """A look failed for a reason nobody foresaw: with traffic the candidate goes back."""
+        now = datetime.now(UTC)
+        status = unwatched(rollout.status, f"an internal error ({error!r})", now)
+        self._store(rollout, document, status, now)
+        if status.phase is Phase.ROLLING_BACK and status.stable_revision and status.candidate_revision:
             action = SetSplit(stable=status.stable_revision, candidate=status.candidate_revision, percent=0)
-            self._act("", rollout, self._service(rollout), action)
+            self._act("", rollout.model_copy(update={"status": status}), self._service(rollout), action)
 
     # what is counted and checked
 

@@ -234,3 +234,20 @@ def test_a_stale_view_is_refused_and_looked_at_again(world: World) -> None:
     assert world.api.objects[PATH] == stored
     assert world.fake.traffic() == traffic
     world.until("Promoted")
+
+
+def test_an_error_nobody_foresaw_takes_the_traffic_back(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    world.api.add(SPEC)
+    world.until("Progressing")
+
+    def broken(*_: object) -> None:
+        raise ZeroDivisionError("a bug")
+
+    monkeypatch.setattr("serin.controller.controller.step", broken)
+    for _ in range(5):
+        world.round()
+    assert world.status()["phase"] == "RollingBack"
+    assert world.fake.traffic() == {"r2": 100}
+    monkeypatch.undo()
+    assert "a bug" in world.until("RolledBack")["reason"]
+    assert {world.fake.models[name] for name in world.fake.settle().traffic()} == {"v2"}

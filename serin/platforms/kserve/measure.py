@@ -1,6 +1,7 @@
 """Counts of both arms over gateways and pods that come and go, as windows for the judge: pure functions."""
 
 import dataclasses
+import math
 from collections.abc import Mapping
 from typing import Final
 
@@ -130,4 +131,6 @@ def without_probes(window: Window) -> Window:
 
 
 def _at_most(arm: ArmCounts, requests: float) -> ArmCounts:
-    return dataclasses.replace(arm, requests=min(arm.requests, max(round(requests), sum(arm.events.values()))))
+    events = math.ceil(sum(arm.events.values()))
+    events = math.ceil(sum(arm.events.values()))
+    return dataclasses.replace(arm, requests=min(arm.requests, max(round(requests), events)))

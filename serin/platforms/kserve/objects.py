@@ -64,6 +64,7 @@ def with_status(document: dict[str, Any], status: Status, now: datetime) -> dict
     """The document to store, with conditions for `kubectl wait`."""
     before = {each["type"]: each for each in document.get("status", {}).get("conditions", [])}
     written = status.model_dump(mode="json", by_alias=True)
+    written["log10E"] = round(status.log10_e, 2)  # for people: the judge's own state has every digit
     written["observedGeneration"] = document["metadata"].get("generation", 0)
     written["conditions"] = [
         _condition(before.get("Complete"), "Complete", status, now, holds=status.phase.terminal),
