@@ -1,7 +1,211 @@
 """The judge's commands, added to `serin` by its command line."""
 
-from typing import Final
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, Final
 
 import click
+import numpy as np
+import yaml
+from pydantic import ValidationError
 
-commands: Final[list[click.Command]] = []
+from serin import words
+from serin.errors import UserError
+from serin.judge.decision import Action
+from serin.judge.forecast import Forecast, Traffic, forecast
+from serin.judge.policy import JudgeSpec, policy_for
+from serin.judge.replay import Step, Twins, read, replay, twins
+from serin.judge.window import Window
+from serin.plan import PROFILES, Document, Plan
+from serin.rollout import ModelRollout
+from serin.store import Store
+from serin.timeline import from_document
+
+NAMESPACE: Final = "default"
+_SEED: Final = 7
+
+
+class PolicyFile(Document):
+    """A YAML file with the parts of a ModelRollout's spec that the judge goes by."""
+
+    plan: Plan | None = None
+    judge: JudgeSpec = JudgeSpec()
+
+
+_rollout = click.argument("rollout", required=False)
+_profile = click.option("--profile", type=click.Choice(list(PROFILES)), help="A ready-made plan.")
+_policy = click.option(
+    "--policy", "policy_file", type=click.Path(path_type=Path), help="YAML file with `plan` and `judge`."
+)
+
+
+@click.command()
+@click.option("--rps", type=click.FloatRange(min=0.01), default=100, show_default=True, help="Requests per second.")
+@click.option(
+    "--error-rate", type=click.FloatRange(0, 0.5), default=0.01, show_default=True, help="Stable's, 0 to 1."
+)
+@click.option(
+    "--latency-ms", type=click.FloatRange(min=0.1), default=80, show_default=True, help="Stable's median latency."
+)
+@_profile
+@_policy
+def plan(rps: float, error_rate: float, latency_ms: float, profile: str | None, policy_file: Path | None) -> None:
+    """How long a healthy rollout takes at this traffic, and what a regression would expose."""
+    chosen, judge = _plan_and_judge(profile, policy_file)
+    found = forecast(chosen, judge, Traffic(rps, error_rate, latency_ms), np.random.default_rng(_SEED))
+    click.echo("\n".join(told_forecast(found, chosen)))
+
+
+@click.command()
+@_rollout
+@click.pass_obj
+def explain(home: Path, rollout: str | None) -> None:
+    """The decision on a rollout (the latest one) in words, with intervals of candidate / stable."""
+    click.echo("\n".join(told(_find(home, rollout), datetime.now(UTC))))
+
+
+@click.command(name="replay")
+@_rollout
+@_profile
+@_policy
+@click.pass_obj
+def replay_command(home: Path, rollout: str | None, profile: str | None, policy_file: Path | None) -> None:
+    """Judge a recorded rollout, or a timeline file (Parquet, CSV), again under another policy."""
+    windows, own_plan, own_judge = _record(home, rollout)
+    chosen, judge = _plan_and_judge(profile, policy_file, own_plan, own_judge)
+    click.echo("\n".join(told_steps(replay(windows, policy_for(chosen, judge)), windows)))
+
+
+@click.command()
+@_rollout
+@_policy
+@click.pass_obj
+def aa(home: Path, rollout: str | None, policy_file: Path | None) -> None:
+    """From a rollout of the same model (A/A): how often it would be rolled back; proposes margins."""
+    windows, own_plan, own_judge = _record(home, rollout)
+    chosen, judge = _plan_and_judge(None, policy_file, own_plan, own_judge)
+    found = twins(windows, policy_for(chosen, judge))
+    click.echo("\n".join(told_twins(found)))
+
+
+commands: Final[list[click.Command]] = [plan, explain, replay_command, aa]
+
+
+def told(rollout: ModelRollout, now: datetime) -> list[str]:
+    """A rollout's decision in words."""
+    status, judge = rollout.status, rollout.spec.judge
+    lines = [
+        f"{rollout.metadata.name} of {rollout.spec.service}: {words.headline(rollout)}.",
+        words.sentence(status.reason),
+    ]
+    if status.alert:
+        lines.append(f"Look at it: {words.sentence(status.alert)}")
+    if not status.evidence:
+        return [*lines, "Nothing was judged: the candidate had no traffic beside stable."]
+    lines += [
+        "",
+        f"Requests: {status.requests.candidate:,} on the candidate, {status.requests.stable:,} on stable; "
+        f"{words.harm(status.log10_e, judge)}. At most {judge.alpha:.1%} of harmless candidates are ever sent back.",
+        f"Intervals of candidate / stable hold at all times at once with probability {1 - judge.alpha:.3g}:",
+    ]
+    for each in status.evidence:
+        state = words.metric_state(each, judge)
+        interval = words.interval(each.ratio.low, each.ratio.high)
+        lines.append(f"  {each.metric:<10} {state:<11} {interval}")
+    missing = words.waits_for(rollout.spec, status, now)
+    return [*lines, *(f"Waits for {what}." for what in missing)]
+
+
+def told_steps(steps: list[Step], windows: list[Window]) -> list[str]:
+    begun_s = next((window.start_s for window in windows if window.stage >= 0), 0.0)
+    lines = [
+        f"{words.duration(step.at_s - begun_s):>11}  stage {step.stage + 1}  {step.action:<8}  "
+        f"{step.candidate_requests:>9,} candidate requests  {step.reason}"
+        for step in steps
+    ]
+    if not steps:
+        return ["The record holds no window with traffic on a candidate."]
+    if steps[-1].action is not Action.ROLLBACK:
+        lines.append("Never rolled back. Traffic is the recorded one: an earlier stage's end would have changed it.")
+    return lines
+
+
+def told_forecast(found: Forecast, plan: Plan) -> list[str]:
+    lines = [
+        f"Stage {k + 1}, {need.traffic} %: at least {words.duration(stage.min_seconds)}; the slowest to show is "
+        f"{need.slowest}, about {need.requests:,.0f} requests or {words.duration(need.seconds)}."
+        for k, (need, stage) in enumerate(zip(found.stages, plan.stages, strict=True))
+    ]
+    lines += [
+        f"Cannot be judged at this traffic: {need.slowest} at {need.traffic} % needs {words.duration(need.seconds)}, "
+        f"the deadline is {words.duration(plan.deadline_seconds)}."
+        for need in found.stages
+        if need.seconds > plan.deadline_seconds
+    ]
+    healthy = "not within the deadline" if found.healthy_s is None else f"in {words.duration(found.healthy_s)}"
+    lines.append(f"A healthy candidate reaches the bake {healthy} (median of simulated rollouts).")
+    if found.exposed is None or found.exposed_s is None:
+        lines.append("A candidate with 2 points more errors is mostly not found at this traffic.")
+    else:
+        lines.append(
+            f"A candidate with 2 points more errors is sent back after {found.exposed:,} of its requests, "
+            f"{words.duration(found.exposed_s)}."
+        )
+    return lines
+
+
+def told_twins(found: Twins) -> list[str]:
+    margin = "none of those tried" if found.latency_margin is None else f"{found.latency_margin:g}"
+    tolerance = "none of those tried" if found.score_tolerance is None else f"{found.score_tolerance:g}"
+    return [
+        f"Rolled back: {found.rolled_back} of {found.rollouts} rollouts cut from the record.",
+        f"Smallest latency margin under which nothing speaks against the twin: {margin}.",
+        f"Smallest score tolerance under which nothing speaks against the twin: {tolerance}.",
+    ]
+
+
+def _plan_and_judge(
+    profile: str | None, policy_file: Path | None, plan: Plan = PROFILES["balanced"], judge: JudgeSpec | None = None
+) -> tuple[Plan, JudgeSpec]:
+    """What the options say, over what is given."""
+    judge = judge or JudgeSpec()
+    if policy_file is not None:
+        wanted = _policy_of(policy_file)
+        plan = wanted.plan or plan
+        judge = wanted.judge
+    return PROFILES[profile] if profile else plan, judge
+
+
+def _policy_of(file: Path) -> PolicyFile:
+    try:
+        document: Any = yaml.safe_load(file.read_text(encoding="utf-8"))
+        return PolicyFile.model_validate(document)
+    except OSError as error:
+        raise UserError(f"Policy {file} cannot be read: {error.strerror}.") from error
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise UserError(f"Policy {file} is not YAML ({' '.join(str(error).split())}).") from error
+    except ValidationError as error:
+        first = error.errors()[0]
+        field = ".".join(str(part) for part in first["loc"]) or "document"
+        raise UserError(f"Policy {file}: {field}: {first['msg']}.") from error
+
+
+def _record(home: Path, rollout: str | None) -> tuple[list[Window], Plan, JudgeSpec]:
+    """The windows of a rollout, or of a file, and the policy it was judged by (the defaults for a file)."""
+    if rollout is not None and Path(rollout).suffix in (".parquet", ".csv"):
+        return read(Path(rollout)), PROFILES["balanced"], JudgeSpec()
+    found = _find(home, rollout)
+    windows = Store(home).windows(found.metadata.name, found.metadata.namespace)
+    return [from_document(window) for window in windows], found.spec.effective_plan, found.spec.judge
+
+
+def _find(home: Path, name: str | None) -> ModelRollout:
+    if not (home / "serin.db").exists():
+        raise UserError(f"There is no platform in {home}; start one with `serin up` or `make run`.")
+    store = Store(home)
+    if name is not None:
+        return store.rollout(name, NAMESPACE)
+    rollouts = store.rollouts(NAMESPACE)
+    if not rollouts:
+        raise UserError("There is no rollout yet; start one with `make run` or `serin release`.")
+    return rollouts[-1]

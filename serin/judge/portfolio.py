@@ -48,6 +48,15 @@ class Portfolio:
         """Log e-value of every bet: see `Bets.log_e`; `requests` are the candidate's."""
         return np.concatenate((self.bets.log_e(candidate, both, share), self.one_sample.log_e(candidate, requests)))
 
+    def requests_needed(self, wealth: Floats, goal: float, per_request: Floats, share: float) -> Floats:
+        """Candidate requests after which each process is expected to hold `goal`, when both arms have the same rate
+        `per_request` of every category: ln(missing) / (log e-value per request), of its quickest bet."""
+        needs = np.full(self.processes, np.inf)
+        growth = self.log_e(per_request, per_request / share, 1.0, share)
+        grows = (growth > 0) & (wealth > 0)
+        np.minimum.at(needs, self.process[grows], (np.log(goal) - np.log(wealth[grows])) / growth[grows])
+        return needs
+
     def grow(self, wealth: Floats, log_e: Floats) -> Floats:
         """The wealth of every bet after a window. It is capped, which can only lower it."""
         grown: Floats = np.minimum(wealth * np.exp(np.minimum(log_e, _LARGEST_LOG)), _LARGEST)

@@ -119,12 +119,8 @@ def _open_claims(state: State) -> dict[Claim, float]:
     needs = np.full(portfolio.processes, np.inf)
     candidate, both = state.stage_counts
     if 0 < candidate[REQUESTS] < both[REQUESTS]:
-        share = candidate[REQUESTS] / both[REQUESTS]
         per_request = (both + 0.5) / (both[REQUESTS] + 1)
-        growth = portfolio.log_e(per_request, per_request / share, 1.0, share)
-        grows = (growth > 0) & (state.claims > 0)
-        missing = np.log(goal / state.claims[grows])
-        np.minimum.at(needs, portfolio.process[grows], missing / growth[grows])
+        needs = portfolio.requests_needed(state.claims, goal, per_request, candidate[REQUESTS] / both[REQUESTS])
     shown = portfolio.evidence(state.claims) >= goal
     return {claim: float(needs[k]) for k, claim in enumerate(state.book.claimed) if not shown[k]}
 

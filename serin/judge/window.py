@@ -8,12 +8,13 @@ from dataclasses import dataclass, field
 class ArmCounts:
     """What one revision answered in one window.
 
-    `events` counts answers by kind of harm, at least "errors" (5xx and answers that never came).
+    `events` counts answers by kind of harm, at least "errors" (5xx and answers that never came). A harm of degrees is
+    the sum of a value of 0 to 1 per request: the bets stay valid, as a**x <= 1 + x (a - 1) for x from 0 to 1.
     `latency` and `score` are sparse counts per bucket of `serin.histograms`; empty where nothing was measured.
     """
 
     requests: int = 0
-    events: Mapping[str, int] = field(default_factory=dict)
+    events: Mapping[str, float] = field(default_factory=dict)
     latency: Mapping[int, int] = field(default_factory=dict)
     score: Mapping[int, int] = field(default_factory=dict)
 

@@ -263,7 +263,7 @@ def _failures(windows: Sequence[Window], slots: Sequence[Slot], time: Axis) -> C
     start_s = slots[0].start_s
     lines: dict[Arm, list[Point]] = {}
     for arm in Arm:
-        requests = failed = 0
+        requests, failed = 0, 0.0
         points = []
         for slot in slots:
             counts = arm.of(slot)

@@ -187,6 +187,22 @@ def test_with_the_observed_share_no_composition_of_a_block_helps_a_bet(
     assert expected[of(judge, SPLIT)] == pytest.approx(1, abs=1e-15)
 
 
+def test_a_harm_of_degrees_counts_as_the_sum_of_its_values(judge: State) -> None:
+    """Costs of 0, 0.3 and 1 on both arms, with means in the ratio of the margin: bets are fair or lose."""
+    stable = [(0.9, 0.0), (0.08, 0.3), (0.02, 1.0)]
+    candidate = [(1 - 0.1 * 1.05, 0.0), (0.08 * 1.05, 0.3), (0.02 * 1.05, 1.0)]
+    outcomes = [
+        [(chance, ArmCounts(1, {"errors": cost, "rejected": 0})) for chance, cost in arms]
+        for arms in (stable, candidate)
+    ]
+    at, _ = growth(judge, 0.3, *outcomes)
+    assert np.all(at[of(judge, ERRORS)] <= 1 + 1e-12)
+    assert np.all(at[of(judge, ERRORS)] > 0.97)
+    doubled = [(chance, ArmCounts(1, {"errors": min(1, 5 * c.events["errors"])})) for chance, c in outcomes[1]]
+    worse, _ = growth(judge, 0.3, outcomes[0], doubled)
+    assert np.any(worse[of(judge, ERRORS)] > 1.01)
+
+
 # The whole fold.
 
 ALPHA = 0.2

@@ -250,3 +250,12 @@ def test_a_policy_has_a_name_that_changes_with_it() -> None:
         Policy(latency=LatencyMetric(margin=1.2)),
     )
     assert len({policy.hash(), *(other.hash() for other in others)}) == 4
+
+
+def test_weights_are_relative() -> None:
+    shares = JudgeSpec(errors=EventMetric(name="errors", weight=3), latency=LatencyMetric(weight=1)).shares
+    assert sum(shares.values()) == pytest.approx(1)
+    assert shares["errors"] == pytest.approx(3 * shares["latency"])
+    different = JudgeSpec(scores=ScoreMetric(expected=Scores.DIFFERENT)).shares
+    assert different["scores"] == 0
+    assert sum(different.values()) == pytest.approx(1)
