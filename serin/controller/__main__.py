@@ -82,6 +82,7 @@ def main() -> int:
     handler.setFormatter(_JsonLines())
     logging.basicConfig(level=logging.WARNING, handlers=[handler])
     logging.getLogger("serin").setLevel(arguments.log_level)
+    logging.getLogger("urllib3").setLevel(logging.ERROR)  # each failed try is told by us, once
     stop = threading.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: stop.set())
