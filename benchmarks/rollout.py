@@ -336,7 +336,8 @@ def _killed(bench: Bench, what: str, phase: Phase, expected: Phase) -> tuple[boo
     known = {each.pid for each in bench.platform.store.revisions()}
     known.add((bench.platform.store.setting("gateway_pid") or [None])[0])
     strays = set(processes.belonging_to(bench.home)) - known
-    print(f"  {what} killed in {phase}: {ended.status.phase}, {lost} lost, {len(strays)} strays", flush=True)
+    end = f"{ended.status.phase} ({ended.status.reason})"
+    print(f"  {what} killed in {phase}: {end}, {lost} lost, {len(strays)} strays", flush=True)
     return ended.status.phase is expected and again == name, lost, len(strays)
 
 

@@ -113,7 +113,7 @@ def test_of_one_service_the_oldest_acts_and_the_others_wait(folder):
 def test_a_superseding_rollout_ends_all_that_are_older(folder):
     line = [
         rollout("a", folder),
-        rollout("b", folder),
+        rollout("b", folder, concurrency=Concurrency.SUPERSEDE),
         rollout("c", folder, concurrency=Concurrency.SUPERSEDE),
         rollout("d", folder),
     ]
