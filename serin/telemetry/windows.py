@@ -10,11 +10,14 @@ from serin.plan import Document
 
 class Counters(Document):
     """Cumulative counts of one revision. `codes` are the gateway's answers by HTTP status; `latency` and `score`
-    the predictor's, by bucket of `serin.histograms`; `boot` names the predictor process that counted them, "" while
-    it has never answered."""
+    the predictor's, by bucket of `serin.histograms`; `boot` names the predictor process that counted them, None while
+    it has never answered. `active` requests are at the gateway; of them, `old` may have been split by an earlier
+    percent."""
 
     codes: Mapping[int, int] = Field(default_factory=dict)
-    boot: str = ""
+    active: int = 0
+    old: int = 0
+    boot: str | None = ""
     latency: Mapping[int, int] = Field(default_factory=dict)
     score: Mapping[int, int] = Field(default_factory=dict)
 
@@ -32,11 +35,34 @@ class Reading(Document):
     candidate: Counters
 
 
-def carry_on(before: Counters, now: Counters) -> Counters:
-    """`now`, with what the predictor last told when it gave no answer this time: the next answer makes up for it."""
-    if now.boot:
-        return now
-    return now.model_copy(update={"boot": before.boot, "latency": before.latency, "score": before.score})
+def following(before: Reading | None, now: Reading) -> Reading:
+    """`now` in the light of the reading before it.
+
+    A predictor that gave no answer is taken to have counted nothing since: its next answer makes up for it. Requests
+    in flight when a split was first seen in force are `old`, until as many have been answered.
+    """
+    if before is None:
+        arms = {"stable": _all_old(now.stable), "candidate": _all_old(now.candidate)}
+    else:
+        same_split = before.percent == now.percent
+        arms = {
+            "stable": _arm_following(before.stable, now.stable, same_split=same_split),
+            "candidate": _arm_following(before.candidate, now.candidate, same_split=same_split),
+        }
+    return now.model_copy(update=arms)
+
+
+def _all_old(now: Counters) -> Counters:
+    return now.model_copy(update={"old": now.active})
+
+
+def _arm_following(before: Counters, now: Counters, *, same_split: bool) -> Counters:
+    if now.boot is None:
+        now = now.model_copy(update={"boot": before.boot, "latency": before.latency, "score": before.score})
+    if not same_split:
+        return _all_old(now)
+    answered = sum(_difference(before.codes, now.codes).values())
+    return now.model_copy(update={"old": max(0, min(before.old - answered, now.active))})
 
 
 def window_between(before: Reading, after: Reading) -> Window:
@@ -44,15 +70,17 @@ def window_between(before: Reading, after: Reading) -> Window:
 
     Counters of a process that was restarted meanwhile count from zero: what it counted after the last reading and
     before its end is lost for both errors and successes, never turned into a negative or a double count. What a
-    predictor counted before its first answer is not known and not taken.
+    predictor counted before its first answer is not known and not taken. The share is known only if the same split
+    was in force at both ends and every answer was to a request it had split.
     """
     same_gateway = before.gateway == after.gateway
+    settled = before.stable.old == before.candidate.old == 0
     return Window(
         id=after.window_id,
         start_s=before.at_s,
         end_s=after.at_s,
         stage=before.stage,
-        share=before.percent / 100 if before.percent == after.percent else None,
+        share=before.percent / 100 if before.percent == after.percent and settled else None,
         stable=_arm(before.stable, after.stable, same_gateway=same_gateway),
         candidate=_arm(before.candidate, after.candidate, same_gateway=same_gateway),
     )
@@ -60,7 +88,7 @@ def window_between(before: Reading, after: Reading) -> Window:
 
 def _arm(before: Counters, after: Counters, *, same_gateway: bool) -> ArmCounts:
     codes = _difference(before.codes if same_gateway else {}, after.codes)
-    if not before.boot:
+    if before.boot is None:
         before = before.model_copy(update={"latency": after.latency, "score": after.score})
     elif before.boot != after.boot:
         before = before.model_copy(update={"latency": {}, "score": {}})

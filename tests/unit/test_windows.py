@@ -7,7 +7,7 @@ import hypothesis.strategies as st
 from hypothesis import given, settings
 
 from serin import timeline
-from serin.telemetry.windows import Counters, Reading, carry_on, to_document, window_between
+from serin.telemetry.windows import Counters, Reading, following, to_document, window_between
 
 
 def reading(at_s: float, stable: Counters, candidate: Counters, *, percent: int = 25, gateway: str = "1") -> Reading:
@@ -58,20 +58,51 @@ def test_a_predictor_that_was_restarted_counts_from_zero_while_the_gateway_goes_
 
 
 def test_what_a_predictor_counted_before_its_first_answer_is_not_taken():
-    silent = Counters(codes={200: 5})
+    silent = Counters(codes={200: 5}, boot=None)
     window = window_between(reading(1, counters(1), silent), reading(2, counters(1), counters(900)))
     assert window.candidate.requests == 895 and dict(window.candidate.latency) == {}
 
 
+def followed(*readings: Reading) -> list[Reading]:
+    found: list[Reading] = []
+    for each in readings:
+        found.append(following(found[-1] if found else None, each))
+    return found
+
+
 def test_a_predictor_that_is_late_is_made_up_for_by_its_next_answer():
-    first = counters(10)
-    late = carry_on(first, Counters(codes={200: 15}))
-    assert (late.boot, late.latency, late.codes) == ("a", {70: 10}, {200: 15})
-    then = counters(30)
-    readings = [reading(number, counters(1), each) for number, each in enumerate((first, late, carry_on(late, then)))]
+    arms = (counters(10), Counters(codes={200: 15}, boot=None), counters(30))
+    readings = followed(*(reading(number, counters(1), arm) for number, arm in enumerate(arms)))
+    assert (readings[1].candidate.boot, readings[1].candidate.latency) == ("a", {70: 10})
     windows = [window_between(*pair) for pair in pairwise(readings)]
     assert [dict(window.candidate.latency) for window in windows] == [{}, {70: 20}]
     assert [window.candidate.requests for window in windows] == [5, 15]
+
+
+def busy(ok: int, active: int) -> Counters:
+    return counters(ok).model_copy(update={"active": active})
+
+
+def test_answers_to_requests_of_an_earlier_split_say_nothing_about_this_one():
+    readings = followed(
+        reading(0, busy(100, 40), busy(10, 2), percent=5),
+        reading(1, busy(100, 40), busy(10, 2), percent=50),  # 42 requests are still those of 5 %
+        reading(2, busy(130, 30), busy(20, 8), percent=50),
+        reading(3, busy(160, 20), busy(40, 9), percent=50),
+        reading(4, busy(190, 20), busy(70, 9), percent=50),
+    )
+    assert [(each.stable.old, each.candidate.old) for each in readings] == [(40, 2), (40, 2), (10, 0), (0, 0), (0, 0)]
+    assert [window_between(*pair).share for pair in pairwise(readings)] == [None, None, None, 0.5]
+
+
+def test_no_more_requests_are_old_than_there_are():
+    readings = followed(
+        reading(0, counters(0), counters(0), percent=5),
+        reading(1, busy(0, 9), busy(0, 5), percent=50),
+        reading(2, busy(2, 3), busy(0, 0), percent=50),
+    )
+    assert [each.stable.old for each in readings] == [0, 9, 3]
+    assert [each.candidate.old for each in readings] == [0, 5, 0]
 
 
 growth = st.fixed_dictionaries(
@@ -95,9 +126,8 @@ def test_however_counts_are_cut_into_windows_they_sum_to_the_same(steps, data):
             counted.update(step[name])
         whole = Counters(boot="a", **{name: dict(counted) for name, counted in told.items()})
         truth.append(whole)
-        seen = Counters(codes=whole.codes) if step["silent"] and number < len(steps) else whole
-        now = carry_on(now, seen)
-        readings.append(reading(number, now, now))
+        seen = Counters(codes=whole.codes, boot=None) if step["silent"] and number < len(steps) else whole
+        readings.append(following(readings[-1], reading(number, seen, seen)))
     kept = sorted(data.draw(st.sets(st.integers(1, len(steps) - 1))) if len(steps) > 1 else [])
     cut = [readings[0], *(readings[number] for number in kept), readings[-1]]
     windows = [window_between(*pair) for pair in pairwise(cut)]

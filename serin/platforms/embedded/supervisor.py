@@ -35,7 +35,7 @@ from serin.reconcile import RunChecks, reconcile, unwatched
 from serin.rollout import Check, ModelRollout
 from serin.store import RevisionRecord, Store
 from serin.telemetry import envoy
-from serin.telemetry.windows import Counters, Reading, carry_on, to_document, window_between
+from serin.telemetry.windows import Counters, Reading, following, to_document, window_between
 from serin.turns import active_rollouts
 
 CLUSTERS: Final = "clusters.json"
@@ -159,18 +159,16 @@ class Supervisor:
             return None, None
         document = self._store.counters(rollout)
         before = Reading.model_validate(document) if document else None
-        stable_now, candidate_now = arms
-        if before is not None:
-            stable_now, candidate_now = carry_on(before.stable, arms[0]), carry_on(before.candidate, arms[1])
-        reading = Reading(
+        now = Reading(
             at_s=time.time(),
             window_id=before.window_id + 1 if before else 1,
             stage=rollout.status.stage or 0,
             percent=percent,
             gateway=str(self._store.setting("gateway_pid")),
-            stable=stable_now,
-            candidate=candidate_now,
+            stable=arms[0],
+            candidate=arms[1],
         )
+        reading = following(before, now)
         if before is None or (before.percent == 0 and percent == 0):
             return reading, None
         return reading, window_between(before, reading)
@@ -179,7 +177,7 @@ class Supervisor:
         record = self._store.revision(name, namespace)
         if record is None:
             return None
-        codes = dict(stats.clusters.get(record.cluster, envoy.ClusterStats()).codes)
+        cluster = stats.clusters.get(record.cluster, envoy.ClusterStats())
         predictor: dict[str, Any] = {}
         with contextlib.suppress(aiohttp.ClientError, TimeoutError, ValueError):  # its absence is no evidence
             address = f"http://{LOCAL}:{record.port}/metrics/serin.json"
@@ -187,8 +185,9 @@ class Supervisor:
                 if response.status == 200:
                     predictor = await response.json(content_type=None)
         return Counters(
-            codes=codes,
-            boot=predictor.get("boot", ""),
+            codes=cluster.codes,
+            active=cluster.active,
+            boot=predictor.get("boot"),
             latency=predictor.get("latency", {}),
             score=predictor.get("score", {}),
         )
