@@ -190,7 +190,7 @@ def drill(
         raise SystemExit(1)
 
 
-@cli.command()
+@cli.command(hidden=True)
 @click.option("--service", required=True)
 @click.option("--rate", type=_POSITIVE, default=100, show_default=True, help="Requests per second.")
 @click.option("--seconds", type=_POSITIVE, default=None, help="Default: until stopped.")

@@ -65,8 +65,8 @@ def test_help_fits_on_a_small_screen(serin, monkeypatch):
     said = serin("--help")
     assert said.code == 0
     lines = said.out.splitlines()
-    assert len(lines) <= 24 and max(map(len, lines)) <= 100
-    for command in cli.cli.commands:
+    assert len(lines) <= 25 and max(map(len, lines)) <= 100
+    for command in (name for name, each in cli.cli.commands.items() if not each.hidden):
         assert any(line.startswith(f"  {command} ") and len(line.split()) > 1 for line in lines), command
 
 

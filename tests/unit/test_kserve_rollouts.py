@@ -350,7 +350,9 @@ def test_no_history_gives_a_revision_requests_it_should_not_have(data: st.DataOb
         if phase in (Phase.PENDING, Phase.DARK, Phase.CHECKING):
             assert candidate not in shares or not candidate
     back = [shares for phase, shares in cluster.shares if phase is Phase.ROLLING_BACK]
-    if back and candidate and any(candidate not in shares for shares in back):
+    # from 100 % KServe itself goes through the candidate once more, for a second or two, until it remembers stable
+    asked_for_all = any(entry.traffic == 100 for entry in cluster.status.history)
+    if back and candidate and not asked_for_all and any(candidate not in shares for shares in back):
         assert_gone_for_good(candidate, back)
     promoted_end = cluster.status.phase is Phase.PROMOTED
     assert cluster.model() == ({"v3"} if promoted_end else {content})
