@@ -278,11 +278,14 @@ def _traffic(platform: Embedded, service: str, rate: float, folder: Path) -> Ite
         return
     folder.mkdir(parents=True, exist_ok=True)
     out = (folder / "load.json").resolve()
+    out.unlink(missing_ok=True)
     arguments = ("load", "--service", service, "--rate", str(rate), "--out", str(out))
     process = subprocess.Popen(
         processes.python("serin.cli", "--home", str(platform.store.home), *arguments), stdout=subprocess.DEVNULL
     )
     try:
+        while not out.exists() and process.poll() is None:  # it keeps its count from the first request on
+            time.sleep(0.05)
         yield lambda: counts
     finally:
         process.send_signal(signal.SIGTERM)
