@@ -5,7 +5,7 @@ import pytest
 from scipy import stats
 
 from benchmarks import scenarios
-from benchmarks.judge import LABEL_STAGES, Job, label_windows_by_cohort, windows, work
+from benchmarks.judge import Job, windows, work
 from benchmarks.peers import (
     Limits,
     Look,
@@ -106,14 +106,6 @@ def test_the_same_seeds_give_the_same_results() -> None:
     assert first == work(job)
     assert all(result.rolled_back for by_judge in first for result in by_judge.values())
     assert all(by_judge["serin"].requests < by_judge["Kayenta"].requests for by_judge in first)
-
-
-def test_late_labels_are_each_counted_once_when_judged_by_cohort() -> None:
-    requests = scenarios.late_labels(np.random.default_rng(2), 2, LABEL_STAGES)
-    arms = [window.candidate for window in label_windows_by_cohort(requests)]
-    assert len(arms) == 60
-    assert sum(arm.requests for arm in arms) == requests.to_candidate.sum()
-    assert sum(arm.events["bad_decisions"] for arm in arms) == (requests.to_candidate & requests.bad).sum()
 
 
 def test_windows_that_are_timed_report_every_metric() -> None:
