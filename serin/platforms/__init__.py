@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 from serin.errors import UserError
 from serin.rollout import ModelRollout
@@ -11,33 +11,67 @@ from serin.rollout import ModelRollout
 
 @dataclass(frozen=True, slots=True)
 class Champion:
-    """The model that serves now; `model` is a local copy of its directory."""
+    """The model that serves now. `storage_uri` is a folder on the embedded platform, a URI such as s3://… on a
+    cluster; `digest` is None for a model that no rollout with a digest brought."""
 
     revision: str
-    digest: str
-    model: Path
+    digest: str | None
+    storage_uri: str
+
+    @property
+    def model(self) -> Path:
+        """Its directory. Raises `UserError` when that is not on this machine."""
+        if "://" in self.storage_uri:
+            raise UserError(f"The model that serves is at {self.storage_uri}, not on this machine; fetch it first.")
+        return Path(self.storage_uri)
 
 
 class Platform(Protocol):
+    def __str__(self) -> str:
+        """What it is and where, for people."""
+
+    @property
+    def address(self) -> str | None:
+        """URL of the gateway, without a path; None while there is no gateway."""
+
+    def host(self, service: str) -> str | None:
+        """The Host header that requests to a service need at the gateway; None when they need none."""
+
     def champion(self, service: str) -> Champion | None:
-        """The stable model of a service, checked against its digest; None before the first release."""
+        """The stable model of a service; None before the first release. Where the model is at hand, it is checked
+        against its digest."""
 
     def rollouts(self) -> Sequence[ModelRollout]:
         """All rollouts, oldest first."""
 
     def find(self, name: str) -> ModelRollout | None: ...
 
-    def create(self, rollout: ModelRollout) -> None: ...
+    def windows(self, name: str, *, last: int | None = None) -> Sequence[dict[str, Any]]:
+        """The timeline of a rollout in order, or only its end; empty where none is kept."""
+
+    def create(self, rollout: ModelRollout) -> None:
+        """Raises `UserError` when the name is taken."""
+
+    def patch_spec(self, name: str, **changes: bool) -> None:
+        """Change the switches of a rollout (paused, abort, approved, promote)."""
 
     def problem(self) -> str | None:
         """Why nothing moves at the moment and what to do about it; None when all is well."""
 
 
 def connect(platform: str) -> Platform:
-    """`platform` is "embedded:" and the folder the embedded platform lives in."""
+    """`platform` is "embedded:" and the folder the embedded platform lives in, or "kserve:" and a namespace.
+
+    The cluster is the one this runs in, else that of the current kubeconfig; without a namespace its current one is
+    meant. SERIN_GATEWAY is the URL of its gateway, where the address inside the cluster is of no use.
+    """
     scheme, _, rest = platform.partition(":")
     if scheme == "embedded" and rest:
         from serin.platforms.embedded.client import Embedded
 
         return Embedded(Path(rest))
-    raise UserError(f"There is no platform {platform!r}; use embedded:FOLDER.")
+    if scheme == "kserve":
+        from serin.platforms.kserve.client import KServe
+
+        return KServe.connect(rest or None)
+    raise UserError(f"There is no platform {platform!r}; use embedded:FOLDER or kserve:NAMESPACE.")

@@ -95,9 +95,9 @@ def test_a_model_that_was_rolled_back_gets_a_new_attempt(folder: Path) -> None:
 def test_a_model_that_serves_already_is_not_released_again(folder: Path) -> None:
     platform = ListPlatform([Phase.PROMOTED])
     name = run(platform, folder)[0].metadata.name
-    platform.serving = Champion("churn-predictor-00001", model.digest(folder), folder)
+    platform.serving = Champion("churn-predictor-00001", model.digest(folder), str(folder))
     assert run(platform, folder)[0].metadata.name == name
-    platform.serving = Champion("churn-predictor-00002", "sha256:other", folder)
+    platform.serving = Champion("churn-predictor-00002", "sha256:other", str(folder))
     assert run(platform, folder)[0].metadata.name == f"{name}-2"
 
 
@@ -125,7 +125,7 @@ def test_a_wrong_plan_is_named(release: object, named: str) -> None:
 
 def test_another_learner_is_expected_to_score_differently(folder: Path, tmp_path: Path) -> None:
     assert expected_scores(ListPlatform([]), "churn", folder) is Scores.SAME
-    serving = Champion("r", model.digest(folder), folder)
+    serving = Champion("r", model.digest(folder), str(folder))
     assert expected_scores(ListPlatform([], serving), "churn", folder) is Scores.SAME
     other = tmp_path / "other"
     predictor_models.write(other)

@@ -8,7 +8,7 @@ import urllib.error
 import urllib.request
 from contextlib import suppress
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 from serin import model
 from serin.errors import TryAgain, UserError
@@ -31,11 +31,17 @@ class Embedded:
         self.store = Store(home)
         self.namespace = namespace
 
+    def __str__(self) -> str:
+        return f"serving at {self.address}"
+
     @property
     def address(self) -> str | None:
         """Of the gateway; None before the first start."""
         port = self.store.setting("port")
         return f"http://{LOCAL}:{port}" if port else None
+
+    def host(self, service: str) -> None:
+        """One gateway serves every service under its own path."""
 
     def champion(self, service: str) -> Champion | None:
         found = self.store.service(service, self.namespace)
@@ -43,7 +49,7 @@ class Embedded:
         if record is None:
             return None
         model.verify(record.model, record.digest)
-        return Champion(record.name, record.digest, record.model)
+        return Champion(record.name, record.digest, str(record.model))
 
     def rollouts(self) -> list[ModelRollout]:
         return self.store.rollouts(self.namespace)
@@ -51,8 +57,14 @@ class Embedded:
     def find(self, name: str) -> ModelRollout | None:
         return self.store.find_rollout(name, self.namespace)
 
+    def windows(self, name: str, *, last: int | None = None) -> list[dict[str, Any]]:
+        return self.store.windows(name, self.namespace, last=last)
+
     def create(self, rollout: ModelRollout) -> None:
         self.store.create_rollout(rollout)
+
+    def patch_spec(self, name: str, **changes: bool) -> None:
+        self.store.patch_spec(name, self.namespace, **changes)
 
     def problem(self) -> str | None:
         if supervisor_pid(self.store.home) is None:

@@ -2,11 +2,14 @@
 
 import json
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
+from pathlib import Path
 from typing import Any, Final
 
 import urllib3
 from kubernetes import client, config  # type: ignore[import-untyped]
 from kubernetes.config.config_exception import ConfigException  # type: ignore[import-untyped]
+from kubernetes.config.incluster_config import InClusterConfigLoader  # type: ignore[import-untyped]
 
 from serin.errors import TryAgain, UserError
 
@@ -16,6 +19,10 @@ TIMEOUT_S: Final = (3.0, 10.0)
 WATCH_S: Final = 240
 RETRY_S: Final = 1.0
 MERGE_PATCH: Final = "application/merge-patch+json"
+POD_ACCOUNT: Final = Path("/var/run/secrets/kubernetes.io/serviceaccount")
+ACCOUNT: Final = Path("/var/run/secrets/serin.dev/account")
+"""Where the token of another ServiceAccount is mounted that a pod is to use in place of its own: pipeline steps all
+run as the same one, and only one of them is to ask for rollouts."""
 
 
 class Conflict(TryAgain):
@@ -26,6 +33,39 @@ class Gone(TryAgain):
     """The version a watch was to begin at is too old: list again."""
 
 
+def _configure(context: str | None) -> None:
+    if context is None:
+        with suppress(ConfigException):
+            account = ACCOUNT if (ACCOUNT / "token").exists() else POD_ACCOUNT
+            InClusterConfigLoader(str(account / "token"), str(account / "ca.crt")).load_and_set()
+            return
+    config.load_kube_config(context=context)
+
+
+def default_namespace(context: str | None = None) -> str:
+    """Of the current kubeconfig, or of one of its contexts; without a kubeconfig that of the pod this runs in."""
+    try:
+        contexts, active = config.list_kube_config_contexts()
+    except ConfigException as error:
+        if context is None and (POD_ACCOUNT / "namespace").exists():
+            return (POD_ACCOUNT / "namespace").read_text(encoding="utf-8").strip()
+        raise UserError(f"There is no cluster to talk to ({error}); set KUBECONFIG.") from error
+    chosen = active if context is None else next((each for each in contexts if each["name"] == context), None)
+    if chosen is None:
+        known = ", ".join(each["name"] for each in contexts)
+        raise UserError(f"There is no context {context} in the kubeconfig; known: {known}.")
+    namespace: str = chosen["context"].get("namespace", "default")
+    return namespace
+
+
+class NotFound(UserError):
+    """There is no such object, or no such kind of objects."""
+
+
+class Forbidden(UserError):
+    """Whoever asks has not the right to."""
+
+
 class Api:
     """Raises `TryAgain` for what passes, `UserError` with the server's sentence for what does not."""
 
@@ -33,22 +73,19 @@ class Api:
         self._connection = connection
 
     @classmethod
-    def connect(cls) -> "Api":
-        """To the cluster this runs in, else to that of the current kubeconfig."""
+    def connect(cls, context: str | None = None) -> "Api":
+        """To the cluster this runs in, else to that of the current kubeconfig; or to that of one of its contexts."""
         try:
-            config.load_incluster_config()
-        except ConfigException:
-            try:
-                config.load_kube_config()
-            except ConfigException as error:
-                raise UserError(f"There is no cluster to talk to ({error}); set KUBECONFIG.") from error
+            _configure(context)
+        except ConfigException as error:
+            raise UserError(f"There is no cluster to talk to ({error}); set KUBECONFIG.") from error
         return cls(client.ApiClient())
 
     def get(self, path: str) -> Json | None:
         """None when there is no such object."""
         try:
             return self._request("GET", path)
-        except _NotFound:
+        except NotFound:
             return None
 
     def list(self, path: str, labels: str = "") -> Json:
@@ -68,7 +105,7 @@ class Api:
         body = {"apiVersion": "v1", "kind": "DeleteOptions", "preconditions": {"resourceVersion": resource_version}}
         try:
             self._request("DELETE", path, body)
-        except _NotFound:
+        except NotFound:
             return
 
     def watch(self, path: str, resource_version: str) -> Iterator[Json]:
@@ -126,10 +163,6 @@ class Api:
             raise TryAgain(f"the API server does not answer ({type(error).__name__})", delay_s=RETRY_S) from error
 
 
-class _NotFound(UserError):
-    pass
-
-
 def _error(method: str, path: str, error: client.ApiException) -> Exception:
     try:
         message = json.loads(error.body)["message"]
@@ -137,11 +170,13 @@ def _error(method: str, path: str, error: client.ApiException) -> Exception:
         message = error.reason
     told = f"{method} {path}: {message}"
     if error.status == 404:
-        return _NotFound(told)
+        return NotFound(told)
     if error.status == 409:
         return Conflict(told, delay_s=0)
     if error.status == 410:
         return Gone(told, delay_s=RETRY_S)
-    if error.status in (400, 401, 403, 405, 415, 422):
+    if error.status == 403:
+        return Forbidden(told)
+    if error.status in (400, 401, 405, 415, 422):
         return UserError(told)
     return TryAgain(told, delay_s=RETRY_S)
