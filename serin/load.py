@@ -9,7 +9,7 @@ import itertools
 import json
 import time
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
@@ -60,13 +60,16 @@ async def run(
     stop: asyncio.Event,
     tally: Tally,
     timeout_s: float = 10,
+    host: str | None = None,
 ) -> None:
     """Send `records` over and over at `rate` requests per second until `stop` is set, then wait for the answers.
 
+    `host` is what the requests ask for when it is not the host of `address`, as behind a gateway of many services.
     Updates `tally` as answers come. A schedule that fell behind (a busy machine) is caught up, never thinned out.
     """
     url = f"{address}/v1/models/{service}:predict"
     bodies = itertools.cycle([json.dumps({"instances": [record]}).encode() for record in records])
+    headers = {"content-type": "application/json"} | ({"host": host} if host else {})
     gate = asyncio.Semaphore(MAX_IN_FLIGHT)
     connector = aiohttp.TCPConnector(limit=0)
     async with (
@@ -81,7 +84,7 @@ async def run(
                 break
             await gate.acquire()
             tally.sent += 1
-            group.create_task(_send(session, url, next(bodies), tally, gate))
+            group.create_task(_send(session, url, headers, next(bodies), tally, gate))
 
 
 def _schedule(rate: float) -> Iterator[float]:
@@ -100,8 +103,14 @@ async def _sleep(stop: asyncio.Event, seconds: float) -> None:
         return
 
 
-async def _send(session: aiohttp.ClientSession, url: str, body: bytes, tally: Tally, gate: asyncio.Semaphore) -> None:
-    headers = {"content-type": "application/json"}
+async def _send(
+    session: aiohttp.ClientSession,
+    url: str,
+    headers: Mapping[str, str],
+    body: bytes,
+    tally: Tally,
+    gate: asyncio.Semaphore,
+) -> None:
     try:
         async with session.post(url, data=body, headers=headers) as response:
             await response.read()
