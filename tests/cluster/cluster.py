@@ -2,6 +2,7 @@
 
 import io
 import json
+import shutil
 import subprocess
 import tarfile
 import time
@@ -12,6 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
 
+KUBECTL: Final = shutil.which("kubectl") or "kubectl"
 SERVICE: Final = "churn"
 SYSTEM: Final = "serin-system"
 CLAIM: Final = "models"
@@ -38,7 +40,7 @@ class Missing(Exception):
 
 def kubectl(*arguments: str, given: str | bytes | None = None, check: bool = True) -> str:
     data = given.encode() if isinstance(given, str) else given
-    done = subprocess.run(["kubectl", *arguments], input=data, capture_output=True, check=False)
+    done = subprocess.run([KUBECTL, *arguments], input=data, capture_output=True, check=False)
     if check and done.returncode:
         raise RuntimeError(f"kubectl {' '.join(arguments)}: {done.stderr.decode()}")
     return done.stdout.decode() if not done.returncode else done.stderr.decode()

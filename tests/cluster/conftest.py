@@ -13,7 +13,6 @@ import pytest
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 import embedded
-import predictor_models
 from cluster import CLAIM, SERVICE, SYSTEM, Cluster, kubectl, pod_document, wait
 
 NAMESPACE = os.environ.get("SERIN_TEST_NAMESPACE", "serin-test")

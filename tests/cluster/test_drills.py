@@ -10,6 +10,7 @@ from cluster import QUICK, SERVICE, SYSTEM, Answers, Cluster, kubectl, wait
 
 LONG = {**QUICK, "stages": [{"traffic": 20, "minSeconds": 600, "margin": 3}]}
 ONE_STAGE = {**QUICK, "stages": [{"traffic": 20, "minSeconds": 8, "margin": 9}]}
+FORTY_SECONDS = {**QUICK, "stages": [{"traffic": 20, "minSeconds": 40, "margin": 9}]}
 PHASES = ("Dark", "Checking", "Progressing", "Baking")
 
 
@@ -45,9 +46,7 @@ def test_a_controller_killed_in_every_phase(released: Cluster, controller_image:
 
 def test_the_gateway_restarts_during_a_stage(released: Cluster, controller_image: str) -> None:
     with released.load(controller_image) as answers:
-        released.rollout(
-            "gateway", "v5", plan={**ONE_STAGE, "stages": [{"traffic": 20, "minSeconds": 40, "margin": 9}]}
-        )
+        released.rollout("gateway", "v5", plan=FORTY_SECONDS)
         at_20(released, "gateway")
         kubectl("-n", "kourier-system", "rollout", "restart", "deployment/3scale-kourier-gateway")
         kubectl("-n", "kourier-system", "rollout", "status", "deployment/3scale-kourier-gateway", "--timeout=180s")
@@ -78,9 +77,7 @@ def test_the_api_server_does_not_answer_for_a_minute(released: Cluster, controll
     """SIGNAL_API_SERVER is the command that sends a signal to it, such as `docker exec NODE pkill` with kind."""
     command = shlex.split(environ.get("SIGNAL_API_SERVER", shutil.which("pkill") or "pkill"))
     with released.load(controller_image) as answers:
-        released.rollout(
-            "api-server", "v7", plan={**ONE_STAGE, "stages": [{"traffic": 20, "minSeconds": 30, "margin": 9}]}
-        )
+        released.rollout("api-server", "v7", plan=FORTY_SECONDS)
         at_20(released, "api-server")
         subprocess.run([*command, "-STOP", "-x", "kube-apiserver"], check=True)
         try:

@@ -6,6 +6,7 @@ import pytest
 from cluster import LENIENT, QUICK, SERVICE, Cluster
 
 NO_CHECKS = {**QUICK, "checks": "none"}
+STRICTER = {**LENIENT, "latency": {"toleranceMs": 20}}
 SHORT_START = {**QUICK, "startSeconds": 30}
 
 
