@@ -10,12 +10,14 @@ CONFIG ?= pipelines/configs/telco.yaml
 TRAFFIC ?= 400
 FAULT ?= errors
 CHECKS ?= on
+CLUSTER ?= kind
+KUBECTL ?= kubectl
 export SERIN_HOME ?= $(CURDIR)/.serin
 
 BIN := .venv/bin
 UV := $(BIN)/uv
 
-.PHONY: help setup run status down drill compile lint test clean bench-pipeline bench-rollout bench-judge bench-predictor
+.PHONY: help setup run status down drill compile images load install lint test clean bench-pipeline bench-rollout bench-judge bench-predictor
 
 help: ## This list
 	@awk 'BEGIN {FS = ":.*## "} /^[a-z-]+:.*## / {printf "  make %-16s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -53,6 +55,17 @@ drill: setup ## Release a deliberately bad candidate and watch it fail
 
 compile: setup ## Write pipelines/compiled/train-and-release.yaml
 	@$(BIN)/python -m pipelines.compile
+
+images: ## Build the three images, named by their content
+	@"$(PYTHON)" docker/images.py build
+
+load: ## Put the images on the cluster (CLUSTER=kind|minikube|single-node)
+	@"$(PYTHON)" docker/images.py load "$(CLUSTER)"
+
+install: ## Put serin on the current cluster, with the images' names
+	@$(KUBECTL) kustomize "manifests/overlays/$(CLUSTER)" | "$(PYTHON)" docker/images.py fill \
+	  | $(KUBECTL) apply --server-side --force-conflicts -f -
+	@$(KUBECTL) -n serin-system rollout status deployment/serin-controller --timeout=120s
 
 lint: .venv/.ready-dev ## Style, types, import directions
 	@$(BIN)/ruff check .

@@ -1,0 +1,193 @@
+"""What goes into the images, without building them."""
+
+import ast
+import importlib.metadata
+import importlib.util
+import re
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from packaging.requirements import Requirement
+
+ROOT = Path(__file__).parents[2]
+OURS = ("serin", "components", "pipelines", "predictor")
+
+
+def load() -> ModuleType:
+    """docker/ is a folder of files, not a package: PyPI has one of that name."""
+    spec = importlib.util.spec_from_file_location("images", ROOT / "docker/images.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+images = load()
+DOCKERFILE = (ROOT / images.DOCKERFILE).read_text(encoding="utf-8")
+
+
+# names
+
+
+def test_an_image_is_named_by_what_it_copies_and_nothing_else() -> None:
+    copied = {target: images.copied(images.stages(DOCKERFILE, target)) for target in images.TARGETS}
+    assert copied == {
+        "controller": ("docker/controller.lock", "serin"),
+        "predictor": (
+            "docker/predictor.lock", "serin/__init__.py", "serin/errors.py", "serin/explanation.py",
+            "serin/histograms.py", "serin/model.py", "predictor",
+        ),
+        "pipeline": ("docker/pipeline.lock", "serin", "components"),
+    }  # fmt: skip
+
+
+@pytest.fixture
+def tree(tmp_path: Path) -> Path:
+    (tmp_path / "docker").mkdir()
+    (tmp_path / images.DOCKERFILE).write_text(DOCKERFILE, encoding="utf-8")
+    for target in images.TARGETS:
+        for path in images.copied(images.stages(DOCKERFILE, target)):
+            file = tmp_path / path if "." in path else tmp_path / path / "module.py"
+            file.parent.mkdir(parents=True, exist_ok=True)
+            file.write_text(path, encoding="utf-8")
+    return tmp_path
+
+
+def names(tree: Path, base: str = "python:3.11-slim") -> dict[str, str]:
+    return {target: images.name(target, base, root=tree) for target in images.TARGETS}
+
+
+@pytest.mark.parametrize(
+    ("path", "renamed"),
+    [
+        ("docker/predictor.lock", {"predictor"}),
+        ("serin/errors.py", set(images.TARGETS)),
+        ("serin/module.py", {"controller", "pipeline"}),  # an image of another name makes a revision of every service
+        ("components/new.py", {"pipeline"}),
+        ("serin/__pycache__/module.pyc", set()),
+        ("tests/test_x.py", set()),
+    ],
+)
+def test_a_change_renames_the_images_it_goes_into(tree: Path, path: str, renamed: set[str]) -> None:
+    before = names(tree)
+    file = tree / path
+    file.parent.mkdir(exist_ok=True)
+    file.write_text("changed", encoding="utf-8")
+    assert {target for target, name in names(tree).items() if name != before[target]} == renamed
+
+
+def test_another_base_or_recipe_is_another_image(tree: Path) -> None:
+    before = names(tree)
+    assert set(names(tree, "python:3.12-slim").values()).isdisjoint(before.values())
+    (tree / images.DOCKERFILE).write_text(DOCKERFILE.replace("PYTHONUNBUFFERED=1", ""), encoding="utf-8")
+    assert set(names(tree).values()).isdisjoint(before.values())
+
+
+@given(st.dictionaries(st.text(min_size=1), st.binary()), st.dictionaries(st.text(min_size=1), st.binary()))
+def test_hashes_differ_as_contents_do(ours: dict[str, bytes], theirs: dict[str, bytes]) -> None:
+    assert (images.content_hash(ours) == images.content_hash(theirs)) == (ours == theirs)
+    assert images.content_hash(dict(reversed(ours.items()))) == images.content_hash(ours)
+
+
+def test_manifests_get_the_names() -> None:
+    text = "image: dev.local/serin/controller:dev\nimage: dev.local/other/controller:dev\n"
+    filled = images.fill(text, {"controller": "dev.local/serin/controller:0123"})
+    assert filled == "image: dev.local/serin/controller:0123\nimage: dev.local/other/controller:dev\n"
+
+
+def test_no_placeholder_is_left_in_our_manifests() -> None:
+    texts = [path.read_text(encoding="utf-8") for path in (ROOT / "manifests").rglob("*.yaml")]
+    filled = images.fill("".join(texts), {target: "named" for target in images.TARGETS})
+    assert filled.count("image: named") == 2
+    assert not re.search(r"image: \S+:dev\b", filled)
+
+
+# packages
+
+START = {
+    "controller": ["serin.controller.__main__"],
+    "predictor": ["predictor.__main__", "predictor.drill"],
+    "pipeline": [
+        *(f"components.{step}.component" for step in ("preprocess", "train", "evaluate", "deploy")),
+        "serin.platforms.kserve.client",
+    ],
+}
+NOT_IN_IMAGE = {
+    "controller": ("serin.platforms.embedded",),  # with its Envoy it is for one machine only
+    "predictor": ("predictor.rpc",),  # gRPC comes with the kserve SDK, and 150 MB; the runtime serves HTTP
+    "pipeline": ("serin.platforms.embedded",),
+}
+
+
+def module_file(module: str) -> Path | None:
+    path = ROOT.joinpath(*module.split("."))
+    return next((file for file in (path.with_suffix(".py"), path / "__init__.py") if file.is_file()), None)
+
+
+def imported(file: Path) -> Iterator[str]:
+    """Modules, also those imported inside functions, and not those for type checkers alone."""
+    tree = ast.parse(file.read_text(encoding="utf-8"))
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            yield node.module
+            yield from (name for alias in node.names if module_file(name := f"{node.module}.{alias.name}"))
+
+
+def reached(target: str) -> tuple[set[str], set[str]]:
+    """Our modules that the program of an image can import, and the packages of others."""
+    queue, seen, others = list(START[target]), set[str](), set[str]()
+    while queue:
+        module = queue.pop()
+        if module in seen or module.startswith(NOT_IN_IMAGE[target]):
+            continue
+        seen.add(module)
+        file = module_file(module)
+        assert file is not None, module
+        for name in imported(file):
+            top = name.split(".")[0]
+            if top in OURS:
+                queue += [".".join(name.split(".")[: i + 1]) for i in range(name.count(".") + 1)]
+            elif top not in sys.stdlib_module_names:
+                others.add(top)
+    return {module for module in seen if module_file(module)}, others
+
+
+def normal(name: str) -> str:
+    return re.sub(r"[-_.]+", "-", name).lower()
+
+
+@pytest.mark.parametrize("target", images.TARGETS)
+def test_an_image_has_the_packages_its_program_imports(target: str) -> None:
+    lines = (ROOT / f"docker/{target}.in").read_text(encoding="utf-8").splitlines()
+    listed = {normal(need.name) for need in map(Requirement, lines) if need.marker is None or need.marker.evaluate()}
+    by_module = importlib.metadata.packages_distributions()
+    needed = {normal(by_module[module][0]) for module in reached(target)[1]}
+    assert listed == needed | ({"httptools", "uvloop"} if target == "predictor" else set())  # by uvicorn, if there
+
+
+@pytest.mark.parametrize("target", images.TARGETS)
+def test_an_image_has_the_sources_its_program_imports(target: str) -> None:
+    files = images.sources(ROOT, images.copied(images.stages(DOCKERFILE, target)))
+    needed = {file.relative_to(ROOT).as_posix() for module in reached(target)[0] if (file := module_file(module))}
+    assert needed <= files.keys()
+
+
+def pins(lock: Path) -> dict[str, tuple[str, frozenset[str]]]:
+    text = lock.read_text(encoding="utf-8")
+    found = re.findall(r"^([a-z0-9._-]+)==(\S+).*((?:\n    --hash=\S+.*)+)", text, re.M)
+    return {name: (version, frozenset(re.findall(r"sha256:[0-9a-f]{64}", hashes))) for name, version, hashes in found}
+
+
+@pytest.mark.parametrize("target", images.TARGETS)
+def test_an_image_has_the_versions_that_are_tested(target: str) -> None:
+    ours, everything = pins(ROOT / f"docker/{target}.lock"), pins(ROOT / "requirements.lock")
+    assert ours
+    assert ours.items() <= everything.items(), "write it anew with the command at its top"
