@@ -1,13 +1,14 @@
-"""The `serin` command."""
+"""The `serin` command, and the part of it that is `kubectl serin`."""
 
 import asyncio
+import copy
 import json
 import math
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
@@ -15,6 +16,7 @@ from typing import Final
 
 import click
 import yaml
+from click.shell_completion import ShellComplete
 from rich.console import Console
 
 from serin import load as load_generator
@@ -22,51 +24,110 @@ from serin import model, release, view
 from serin.errors import TryAgain, UserError
 from serin.judge.commands import commands as judge_commands
 from serin.plan import PROFILES, Checks, OnInconclusive, Plan, Stage
+from serin.platforms import Platform, connect
 from serin.platforms.embedded import client, processes
 from serin.platforms.embedded.client import Embedded
 from serin.rollout import Candidate, EnvVar, ModelRollout, Phase, Spec, parse
+from serin.target import pass_platform, remembered, rollout_argument, rollout_named, said
 
 FAULTS: Final = ("errors", "latency", "scores", "crash", "slowstart")
+SWITCHES: Final = ("pause", "resume", "approve", "promote", "abort")
+_SUMMARY: Final = 68
+"""Characters that a command's summary may have in a list of commands."""
 _POSITIVE: Final = click.FloatRange(0, min_open=True)
 
 
-@click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
-@click.option(
-    "--home",
-    type=click.Path(path_type=Path, file_okay=False),
-    envvar="SERIN_HOME",
-    default=Path(".serin"),
-    show_default=True,
-    help="Folder of the embedded platform.",
+class _Commands(click.Group):
+    """Lists the switches of a rollout on one line, so that the help fits on a screen."""
+
+    def format_commands(self, context: click.Context, formatter: click.HelpFormatter) -> None:
+        rows = [
+            (name, command.get_short_help_str(_SUMMARY))
+            for name, command in self.commands.items()
+            if not command.hidden and name not in SWITCHES
+        ]
+        first, *others = SWITCHES
+        rows.append((first, f"Steer a rollout; the same way {', '.join(others)}."))
+        with formatter.section("Commands"):
+            formatter.write_dl(rows)
+
+
+def _platform(context: click.Context) -> Platform:
+    named: str | None = said(context, "platform")
+    if named is not None and not named.startswith("embedded:"):
+        return connect(named)
+    return _existing(_home(context))
+
+
+def _home(context: click.Context) -> Path:
+    """The folder of the embedded platform."""
+    named: str | None = said(context, "platform")
+    if named is None:
+        home: Path = said(context, "home") or Path(".serin")
+        return home.resolve()
+    if not named.startswith("embedded:"):
+        raise UserError(f"`serin {context.info_name}` is for the embedded platform; {named} is none.")
+    return Path(named.removeprefix("embedded:")).resolve()
+
+
+def _local(*, envvar: str | None = None) -> list[click.Option]:
+    """Which platform, for `serin` and its commands; the environment is asked once, by `serin`."""
+    return [
+        remembered("--platform", metavar="NAME", help="embedded:FOLDER or kserve:NAMESPACE; default embedded:.serin"),
+        remembered(
+            "--home",
+            type=click.Path(path_type=Path, file_okay=False),
+            envvar=envvar,
+            hidden=True,
+            help="FOLDER of --platform embedded:FOLDER.",
+        ),
+    ]
+
+
+def _on_cluster() -> list[click.Option]:
+    """Which namespace, for `kubectl serin` and its commands."""
+    return [
+        remembered("-n", "--namespace", help="Default: that of the current context."),
+        remembered("--context", help="Of the kubeconfig."),
+    ]
+
+
+def _cluster(context: click.Context) -> Platform:
+    from serin.platforms.kserve.client import KServe
+
+    return KServe.connect(said(context, "namespace"), said(context, "context"))
+
+
+_SETTINGS: Final = {"help_option_names": ["-h", "--help"], "max_content_width": 100}
+_HELP: Final = "Release models through canaries that promote or take themselves back."
+
+cli = _Commands(
+    "serin", help=_HELP, params=_local(envvar="SERIN_HOME"), context_settings={**_SETTINGS, "obj": _platform}
 )
+plugin = _Commands("kubectl serin", help=_HELP, params=_on_cluster(), context_settings={**_SETTINGS, "obj": _cluster})
+"""The commands that make sense on a cluster; people know where to put -n and --context."""
+
+
+@cli.command()
 @click.pass_context
-def cli(context: click.Context, home: Path) -> None:
-    """Release models through canaries that promote or roll themselves back on evidence."""
-    context.obj = home.resolve()
-
-
-@cli.command()
-@click.pass_obj
-def up(home: Path) -> None:
+def up(context: click.Context) -> None:
     """Start the platform, or find it running."""
-    click.echo(f"serving at {client.up(home)}")
+    click.echo(f"serving at {client.up(_home(context))}")
 
 
 @cli.command()
-@click.pass_obj
-def down(home: Path) -> None:
+@click.pass_context
+def down(context: click.Context) -> None:
     """Stop everything; models and rollouts stay on disk."""
-    count = client.down(home)
+    count = client.down(_home(context))
     click.echo(f"stopped {count} processes" if count else "nothing was running")
 
 
 @cli.command()
-@click.pass_obj
-def status(home: Path) -> None:
+@pass_platform
+def status(platform: Platform) -> None:
     """What serves, and every rollout."""
-    platform = _existing(home)
-    problem = platform.problem()
-    click.echo(problem or f"serving at {platform.address}")
+    click.echo(platform.problem() or str(platform))
     Console().print(view.table(platform.rollouts(), datetime.now(UTC)))
 
 
@@ -76,11 +137,17 @@ def status(home: Path) -> None:
 @click.option("--plan", "plan_file", type=click.Path(path_type=Path), help="YAML file with a plan.")
 @click.option("--profile", type=click.Choice(list(PROFILES)), help="A ready-made plan.")
 @click.option("--traffic", default="none", show_default=True, help="Requests per second to send meanwhile, or none.")
-@click.pass_obj
+@click.pass_context
 def release_command(
-    home: Path, model_folder: Path, service: str, plan_file: Path | None, profile: str | None, traffic: str
+    context: click.Context,
+    model_folder: Path,
+    service: str,
+    plan_file: Path | None,
+    profile: str | None,
+    traffic: str,
 ) -> None:
     """Release a model directory as a canary and watch it to its end."""
+    home = _home(context)
     model.verify(model_folder.resolve())
     digest = model.digest(model_folder)
     document: dict[str, object] = {
@@ -95,25 +162,24 @@ def release_command(
     client.up(home)
     platform = Embedded(home)
     with _traffic(platform, service, rate, Path("runs")):
-        ended = _watch(platform, release.request(platform, spec, digest).metadata.name)
+        ended = _watched(platform, release.request(platform, spec, digest).metadata.name)
     _end(ended)
 
 
 @cli.command()
-@click.argument("rollout", required=False)
-@click.pass_obj
-def watch(home: Path, rollout: str | None) -> None:
+@rollout_argument
+@pass_platform
+def watch(platform: Platform, rollout: str | None) -> None:
     """Watch a rollout (the latest one) until it ends."""
-    platform = _existing(home)
-    _end(_watch(platform, _latest(platform, rollout).metadata.name))
+    _end(_watched(platform, rollout_named(platform, rollout).metadata.name))
 
 
 @cli.command()
-@click.argument("rollout", required=False)
-@click.pass_obj
-def history(home: Path, rollout: str | None) -> None:
+@rollout_argument
+@pass_platform
+def history(platform: Platform, rollout: str | None) -> None:
     """What happened, and why, step by step."""
-    found = _latest(_existing(home), rollout)
+    found = rollout_named(platform, rollout)
     click.echo(f"{found.metadata.name} of {found.spec.service}")
     for entry in found.status.history:
         click.echo(f"{entry.at:%Y-%m-%d %H:%M:%S}Z  {entry.phase:<12} {entry.traffic:>3} %  {entry.reason}")
@@ -121,14 +187,13 @@ def history(home: Path, rollout: str | None) -> None:
 
 def _switch(name: str, change: dict[str, bool], told: str, text: str) -> None:
     @cli.command(name=name, help=text)
-    @click.argument("rollout", required=False)
-    @click.pass_obj
-    def command(home: Path, rollout: str | None) -> None:
-        platform = _existing(home)
-        found = _latest(platform, rollout)
+    @rollout_argument
+    @pass_platform
+    def command(platform: Platform, rollout: str | None) -> None:
+        found = rollout_named(platform, rollout)
         if found.status.phase.terminal:
             raise UserError(f"Rollout {found.metadata.name} has ended ({found.status.phase}); nothing was changed.")
-        platform.store.patch_spec(found.metadata.name, found.metadata.namespace, **change)
+        platform.patch_spec(found.metadata.name, **change)
         click.echo(f"{found.metadata.name}: {told}")
 
 
@@ -148,11 +213,19 @@ _switch("abort", {"abort": True}, "aborting, traffic goes back to stable", "End 
     "--first-stage", type=click.IntRange(1, 99), default=5, show_default=True, help="Percent to begin with."
 )
 @click.option("--rate", type=click.FloatRange(0, 1), default=1, show_default=True, help="Share of requests it hits.")
-@click.pass_obj
+@click.pass_context
 def drill(
-    home: Path, fault: str, service: str | None, *, checks: bool, traffic: float, first_stage: int, rate: float
+    context: click.Context,
+    fault: str,
+    service: str | None,
+    *,
+    checks: bool,
+    traffic: float,
+    first_stage: int,
+    rate: float,
 ) -> None:
     """Release a deliberately bad candidate and show the way back."""
+    home = _home(context)
     platform = _existing(home)
     service = service or _only_service(platform)
     champion = platform.champion(service)
@@ -163,7 +236,7 @@ def drill(
     spec = Spec(
         service=service,
         candidate=Candidate(
-            storage_uri=str(champion.model),
+            storage_uri=champion.storage_uri,
             digest=champion.digest,
             runtime="serin-drill",
             env=(EnvVar(name="SERIN_FAULT", value=fault), EnvVar(name="SERIN_FAULT_RATE", value=str(rate))),
@@ -180,7 +253,7 @@ def drill(
     folder = Path("runs") / f"{name}-{datetime.now(UTC):%Y%m%dT%H%M%S}"
     with _traffic(platform, service, traffic, folder) as tally:
         rollout = release.create(platform, spec, name)
-        ended = _watch(platform, rollout.metadata.name)
+        ended = _watched(platform, rollout.metadata.name)
     exposed = tally()
     click.echo(
         f"user requests the bad candidate saw: {ended.status.requests.candidate}; "
@@ -195,10 +268,9 @@ def drill(
 @click.option("--rate", type=_POSITIVE, default=100, show_default=True, help="Requests per second.")
 @click.option("--seconds", type=_POSITIVE, default=None, help="Default: until stopped.")
 @click.option("--out", type=click.Path(path_type=Path), help="File for the counts, renewed every second.")
-@click.pass_obj
-def load(home: Path, service: str, rate: float, seconds: float | None, out: Path | None) -> None:
+@pass_platform
+def load(platform: Platform, service: str, rate: float, seconds: float | None, out: Path | None) -> None:
     """Send recorded requests on schedule and count every answer by revision and status."""
-    platform = _existing(home)
     champion = platform.champion(service)
     if champion is None or platform.address is None:
         raise UserError(f"Service {service} serves nothing yet; release a first model with `make run`.")
@@ -211,6 +283,13 @@ def load(home: Path, service: str, rate: float, seconds: float | None, out: Path
 
 for judge_command in judge_commands:
     cli.add_command(judge_command)
+for name, command in cli.commands.items():
+    if name in ("status", "watch", "history", "explain", "doctor", *SWITCHES):
+        on_cluster = copy.copy(command)
+        on_cluster.params = [*command.params, *_on_cluster()]
+        plugin.add_command(on_cluster)
+    if name != "plan":
+        command.params = [*command.params, *_local()]
 
 
 def _existing(home: Path) -> Embedded:
@@ -224,15 +303,6 @@ def _only_service(platform: Embedded) -> str:
     if len(names) != 1:
         raise UserError(f"Say which service with --service; there are {', '.join(names) or 'none'}.")
     return names[0]
-
-
-def _latest(platform: Embedded, name: str | None) -> ModelRollout:
-    if name is not None:
-        return platform.store.rollout(name, platform.namespace)
-    rollouts = platform.rollouts()
-    if not rollouts:
-        raise UserError("There is no rollout yet; start one with `make run` or `serin release`.")
-    return rollouts[-1]
 
 
 def _plan(file: Path) -> object:
@@ -256,10 +326,11 @@ def _rate(traffic: str) -> float:
     return rate
 
 
-def _watch(platform: Embedded, name: str) -> ModelRollout:
-    def read() -> tuple[ModelRollout, list[dict[str, object]]]:
-        found = platform.store.rollout(name, platform.namespace)
-        return found, platform.store.windows(name, platform.namespace, last=view.WINDOWS)
+def _watched(platform: Platform, name: str) -> ModelRollout:
+    """The rollout at its end, shown until then."""
+
+    def read() -> tuple[ModelRollout, Sequence[dict[str, object]]]:
+        return rollout_named(platform, name), platform.windows(name, last=view.WINDOWS)
 
     return view.follow(
         read,
@@ -300,13 +371,26 @@ def _end(rollout: ModelRollout) -> None:
 
 
 def main() -> None:
-    guarded(cli)
+    guarded(cli, "serin")
 
 
-def guarded(command: click.Command) -> None:
+def kubectl() -> None:
+    """`kubectl serin`: kubectl runs `kubectl-serin` from the PATH."""
+    guarded(plugin, "kubectl serin")
+
+
+def kubectl_complete() -> None:
+    """What kubectl asks of `kubectl_complete-serin`: candidates, then the directive to offer no files."""
+    *before, incomplete = sys.argv[1:] or [""]
+    for item in ShellComplete(plugin, {}, "kubectl serin", "").get_completions(before, incomplete):
+        click.echo(f"{item.value}\t{item.help}" if item.help else item.value)
+    click.echo(":4")
+
+
+def guarded(command: click.Command, name: str | None = None) -> None:
     """Run a command; a user's mistake ends with one sentence and exit code 2."""
     try:
-        command(standalone_mode=False)
+        command(prog_name=name, standalone_mode=False)
     except UserError as error:
         click.echo(f"serin: {error}", err=True)
         sys.exit(2)

@@ -17,11 +17,11 @@ from serin.judge.policy import JudgeSpec, policy_for
 from serin.judge.replay import Step, Twins, read, replay, twins
 from serin.judge.window import Window
 from serin.plan import PROFILES, Document, Plan
+from serin.platforms import Platform
 from serin.rollout import ModelRollout
-from serin.store import Store
+from serin.target import connected, pass_platform, rollout_argument, rollout_named
 from serin.timeline import from_document
 
-NAMESPACE: Final = "default"
 _SEED: Final = 7
 
 
@@ -32,7 +32,6 @@ class PolicyFile(Document):
     judge: JudgeSpec = JudgeSpec()
 
 
-_rollout = click.argument("rollout", required=False)
 _profile = click.option("--profile", type=click.Choice(list(PROFILES)), help="A ready-made plan.")
 _policy = click.option(
     "--policy", "policy_file", type=click.Path(path_type=Path), help="YAML file with `plan` and `judge`."
@@ -57,32 +56,34 @@ def plan(rps: float, error_rate: float, latency_ms: float, profile: str | None, 
 
 
 @click.command()
-@_rollout
-@click.pass_obj
-def explain(home: Path, rollout: str | None) -> None:
+@rollout_argument
+@pass_platform
+def explain(platform: Platform, rollout: str | None) -> None:
     """The decision on a rollout (the latest one) in words, with intervals of candidate / stable."""
-    click.echo("\n".join(told(_find(home, rollout), datetime.now(UTC))))
+    click.echo("\n".join(told(rollout_named(platform, rollout), datetime.now(UTC))))
 
 
 @click.command(name="replay")
-@_rollout
+@rollout_argument
 @_profile
 @_policy
-@click.pass_obj
-def replay_command(home: Path, rollout: str | None, profile: str | None, policy_file: Path | None) -> None:
+@click.pass_context
+def replay_command(
+    context: click.Context, rollout: str | None, profile: str | None, policy_file: Path | None
+) -> None:
     """Judge a recorded rollout, or a timeline file (Parquet, CSV), again under another policy."""
-    windows, own_plan, own_judge = _record(home, rollout)
+    windows, own_plan, own_judge = _record(context, rollout)
     chosen, judge = _plan_and_judge(profile, policy_file, own_plan, own_judge)
     click.echo("\n".join(told_steps(replay(windows, policy_for(chosen, judge)), windows)))
 
 
 @click.command()
-@_rollout
+@rollout_argument
 @_policy
-@click.pass_obj
-def aa(home: Path, rollout: str | None, policy_file: Path | None) -> None:
+@click.pass_context
+def aa(context: click.Context, rollout: str | None, policy_file: Path | None) -> None:
     """From a rollout of the same model (A/A): how often it would be rolled back; proposes margins."""
-    windows, own_plan, own_judge = _record(home, rollout)
+    windows, own_plan, own_judge = _record(context, rollout)
     chosen, judge = _plan_and_judge(None, policy_file, own_plan, own_judge)
     found = twins(windows, policy_for(chosen, judge))
     click.echo("\n".join(told_twins(found)))
@@ -190,22 +191,11 @@ def _policy_of(file: Path) -> PolicyFile:
         raise UserError(f"Policy {file}: {field}: {first['msg']}.") from error
 
 
-def _record(home: Path, rollout: str | None) -> tuple[list[Window], Plan, JudgeSpec]:
+def _record(context: click.Context, rollout: str | None) -> tuple[list[Window], Plan, JudgeSpec]:
     """The windows of a rollout, or of a file, and the policy it was judged by (the defaults for a file)."""
     if rollout is not None and Path(rollout).suffix in (".parquet", ".csv"):
         return read(Path(rollout)), PROFILES["balanced"], JudgeSpec()
-    found = _find(home, rollout)
-    windows = Store(home).windows(found.metadata.name, found.metadata.namespace)
+    platform = connected(context)
+    found = rollout_named(platform, rollout)
+    windows = platform.windows(found.metadata.name)
     return [from_document(window) for window in windows], found.spec.effective_plan, found.spec.judge
-
-
-def _find(home: Path, name: str | None) -> ModelRollout:
-    if not (home / "serin.db").exists():
-        raise UserError(f"There is no platform in {home}; start one with `serin up` or `make run`.")
-    store = Store(home)
-    if name is not None:
-        return store.rollout(name, NAMESPACE)
-    rollouts = store.rollouts(NAMESPACE)
-    if not rollouts:
-        raise UserError("There is no rollout yet; start one with `make run` or `serin release`.")
-    return rollouts[-1]

@@ -1,6 +1,7 @@
 """The `serin` command: what it says, what it refuses, what it leaves alone. Releases are in tests/e2e."""
 
 import sqlite3
+import subprocess
 import sys
 from pathlib import Path
 
@@ -10,8 +11,12 @@ import pytest
 from serin import cli
 from serin.errors import TryAgain
 from serin.platforms.embedded import client
+from serin.platforms.kserve import objects
+from serin.platforms.kserve.client import KServe
 from serin.rollout import Candidate, Metadata, ModelRollout, Phase, Spec, Status
 from serin.store import Store
+from tests.unit.kserve_fake import promoted
+from tests.unit.test_kserve_client import FakeApi
 
 
 class Said:
@@ -65,9 +70,10 @@ def test_help_fits_on_a_small_screen(serin, monkeypatch):
     said = serin("--help")
     assert said.code == 0
     lines = said.out.splitlines()
-    assert len(lines) <= 25 and max(map(len, lines)) <= 100
+    assert len(lines) <= 24 and max(map(len, lines)) <= 100
     for command in (name for name, each in cli.cli.commands.items() if not each.hidden):
-        assert any(line.startswith(f"  {command} ") and len(line.split()) > 1 for line in lines), command
+        assert any(line.startswith(f"  {command} ") or command in cli.SWITCHES for line in lines), command
+    assert all(switch in said.out for switch in cli.SWITCHES)
 
 
 @pytest.mark.parametrize("command", sorted(cli.cli.commands))
@@ -306,3 +312,113 @@ def test_an_interrupt_is_no_crash(serin, monkeypatch):
     monkeypatch.setattr(client, "up", interrupted)
     said = serin("up")
     assert said.code == 130 and "the rollout goes on" in said.err
+
+
+# kubectl serin
+
+
+@pytest.fixture
+def kubectl(monkeypatch, capsys):
+    """The plugin, in front of an API server in memory; gives what it was told to connect to as well."""
+    api = FakeApi(promoted())
+    asked = []
+
+    def connect(namespace: str | None, context: str | None) -> KServe:
+        asked.append((namespace, context))
+        return KServe(namespace or "serving", api)
+
+    monkeypatch.setattr(KServe, "connect", connect)
+
+    def run(*arguments: str, entry=cli.kubectl) -> Said:
+        monkeypatch.setattr(sys, "argv", ["kubectl-serin", *arguments])
+        code = 0
+        try:
+            entry()
+        except SystemExit as ended:
+            code = int(ended.code or 0)
+        told = capsys.readouterr()
+        return Said(code, told.out, told.err)
+
+    run.api, run.asked = api, asked
+    KServe("serving", api).create(
+        ModelRollout(
+            metadata=Metadata(name="churn-1"), spec=Spec(service="churn", candidate=Candidate(storage_uri="v3"))
+        )
+    )
+    return run
+
+
+@pytest.mark.parametrize(
+    ("arguments", "asked"),
+    [
+        (("status",), (None, None)),
+        (("-n", "serving", "status"), ("serving", None)),
+        (("status", "-n", "serving", "--context", "prod"), ("serving", "prod")),
+        (("--namespace", "other", "status", "-n", "serving"), ("serving", None)),
+    ],
+)
+def test_the_namespace_may_stand_before_or_after_the_command(kubectl, arguments, asked):
+    said = kubectl(*arguments)
+    assert said.code == 0 and "churn-1" in said.out and "no controller is at work" in said.out
+    assert kubectl.asked == [asked]
+
+
+def test_the_plugin_steers_a_rollout_on_a_cluster(kubectl):
+    assert kubectl("pause").out == "churn-1: paused; the judge goes on watching\n"
+    assert kubectl("abort", "churn-1", "-n", "serving").code == 0
+    spec = kubectl.api.objects[objects.rollouts("serving", "churn-1")]["spec"]
+    assert (spec["paused"], spec["abort"]) == (True, True)
+    kubectl.api.end("churn-1", phase="RolledBack", reason="aborted by request")
+    assert "has ended (RolledBack)" in refused(kubectl("promote"))
+    watched = kubectl("watch")
+    assert watched.code == 1 and watched.out.endswith("RolledBack: aborted by request\n")
+    assert "churn-1 of churn" in kubectl("explain").out and "churn-1 of churn" in kubectl("history").out
+    assert "There is no rollout churn-9; known: churn-1." in refused(kubectl("watch", "churn-9"))
+
+
+def test_the_plugin_has_no_commands_of_the_embedded_platform(kubectl):
+    assert kubectl("up").code == 2 and kubectl("release").code == 2
+    said = kubectl("--help")
+    assert said.out.startswith("Usage: kubectl serin ") and "--platform" not in said.out
+
+
+@pytest.mark.parametrize(
+    ("typed", "offered"),
+    [
+        (("ab",), ["abort\tEnd a rollout with traffic on stable.", ":4"]),
+        (("abort", ""), ["churn-1", ":4"]),
+        (("abort", "-n", "serving", "ch"), ["churn-1", ":4"]),
+        (("abort", "x"), [":4"]),
+    ],
+)
+def test_kubectl_completes_commands_and_rollouts(kubectl, typed, offered):
+    assert kubectl(*typed, entry=cli.kubectl_complete).out.splitlines() == offered
+
+
+def test_completion_is_silent_about_a_cluster_that_is_away(kubectl):
+    kubectl.api.raises = TryAgain("the API server does not answer", delay_s=1)
+    said = kubectl("abort", "", entry=cli.kubectl_complete)
+    assert (said.out, said.err) == (":4\n", "")
+
+
+def test_a_platform_may_be_named_before_or_after_the_command(serin, store, monkeypatch):
+    create(store, "churn-1")
+    named = f"embedded:{store.home}"
+    assert "churn-1" in serin("--platform", named, "status").out == serin("status", "--platform", named).out
+    monkeypatch.setattr(KServe, "connect", lambda namespace: KServe(namespace, FakeApi()))
+    assert "There is no rollout yet" in refused(serin("watch", "--platform", "kserve:serving"))
+    assert "`serin up` is for the embedded platform" in refused(serin("up", "--platform", "kserve:serving"))
+    assert "There is no platform 'swarm'" in refused(serin("status", "--platform", "swarm"))
+
+
+def test_the_command_needs_nothing_of_the_pipeline():
+    program = (
+        "import sys\n"
+        "class Stop:\n"
+        "    def find_spec(name, *_):\n"
+        "        if name.split('.')[0] in ('kfp', 'sklearn', 'xgboost', 'pandas', 'kserve', 'onnxruntime'):\n"
+        "            raise ImportError(name)\n"
+        "sys.meta_path.insert(0, Stop)\n"
+        "import serin.cli, serin.platforms.kserve.client\n"
+    )
+    assert subprocess.run([sys.executable, "-c", program], timeout=60, check=False).returncode == 0

@@ -11,9 +11,9 @@ import pytest
 from click.testing import CliRunner, Result
 
 from serin import judge, reconcile
+from serin.cli import cli
 from serin.errors import UserError
 from serin.judge import Action, JudgeSpec, Policy, Window, policy_for
-from serin.judge.commands import commands
 from serin.judge.forecast import Traffic, forecast
 from serin.judge.replay import read, replay, twins
 from serin.judge.state import BEFORE
@@ -39,8 +39,7 @@ def record(count: int = 80, *, rate: float = 0.01, slower: int = 0, seed: int = 
 
 
 def run(home: Path, name: str, *options: str) -> Result:
-    command = next(each for each in commands if each.name == name)
-    return CliRunner().invoke(command, options, obj=home)
+    return CliRunner().invoke(cli, ["--home", str(home), name, *options])
 
 
 @pytest.fixture
