@@ -1,5 +1,6 @@
 """The config file: everything that differs from one data set to another."""
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
@@ -64,6 +65,14 @@ class Gate(_Section):
     min_rows: Annotated[int, Field(ge=1)] = 200
 
 
+class Store(_Section):
+    """Where models and tables lie that a cluster is to read: `uri` is s3://bucket/prefix, gs://…, minio://… or
+    pvc://claim/path. `folder`: where a claim's path is mounted on this machine."""
+
+    uri: Annotated[str, Field(pattern=r"^(s3|gs|minio|pvc)://[^/]+")]
+    folder: Path | None = None
+
+
 def _as_text(value: object) -> object:
     """YAML reads `positive: 1` and `positive: Yes` as a number and a truth value; they name labels."""
     return str(value) if isinstance(value, bool | int | float) else value
@@ -72,7 +81,7 @@ def _as_text(value: object) -> object:
 class Config(_Section):
     """`positive` is compared with the values of `target` ignoring case and spaces; yes, true and 1 are the same, and
     so are no, false and 0. `protected` attributes are features too, unless `drop` names them. `release` is a serin
-    plan (a profile's name, or a document as in ModelRollout spec.plan)."""
+    plan (a profile's name, or a document as in ModelRollout spec.plan). `store` is needed for a cluster only."""
 
     service: Annotated[str, Field(pattern=r"^[a-z]([-a-z0-9]*[a-z0-9])?$", max_length=40)]
     data: Data
@@ -86,6 +95,7 @@ class Config(_Section):
     training: Training = Training()
     gate: Gate = Gate()
     release: str | dict[str, Any] = "fast"
+    store: Store | None = None
 
 
 def load(path: Path) -> Config:
@@ -104,3 +114,14 @@ def load(path: Path) -> Config:
         first = error.errors()[0]
         key = ".".join(str(part) for part in first["loc"])
         raise UserError(f"Config {path}: {key}: {first['msg']}.") from error
+
+
+def with_store(config: Config, environ: Mapping[str, str]) -> Config:
+    """SERIN_MODEL_STORE and SERIN_MODEL_STORE_FOLDER come before the config's `store`."""
+    uri, folder = environ.get("SERIN_MODEL_STORE"), environ.get("SERIN_MODEL_STORE_FOLDER")
+    if not uri:
+        return config
+    try:
+        return config.model_copy(update={"store": Store(uri=uri, folder=Path(folder) if folder else None)})
+    except ValidationError as error:
+        raise UserError(f"SERIN_MODEL_STORE={uri} is no store; use s3://BUCKET/PREFIX or pvc://CLAIM.") from error

@@ -10,7 +10,10 @@ import sys
 import warnings
 from pathlib import Path
 
-from kfp import components, local
+# kfp.local takes any `docker` that can be imported for Docker's client, also this repository's folder of that name
+sys.modules["docker"] = None  # type: ignore[assignment]
+
+from kfp import components, local  # noqa: E402
 
 
 def run(compiled: Path, arguments: Path, root: Path) -> None:
@@ -21,6 +24,7 @@ def run(compiled: Path, arguments: Path, root: Path) -> None:
     sys.executable = "python3"
     # the image is not pulled here: the step runs in this very environment
     warnings.filterwarnings("ignore", message=".*may not be compatible.*")
+    warnings.filterwarnings("ignore", message=".*limit.* have no effect in the current local runner.*")
     local.init(
         runner=local.SubprocessRunner(use_venv=False),
         pipeline_root=str(root),

@@ -1,4 +1,4 @@
-"""What kfp.local prints, as the progress of a pipeline's steps."""
+"""The progress of a pipeline's steps, also from what kfp.local prints."""
 
 import re
 from dataclasses import dataclass, field
@@ -38,24 +38,25 @@ class Step:
 
 @dataclass(slots=True)
 class Progress:
-    """Feed it lines; it knows the steps. `mistake` is the one sentence of a user's mistake, None without one."""
+    """`mistake` is the one sentence of a user's mistake, None without one. What changes returns what to tell a reader
+    of plain text, None when that is nothing."""
 
     steps: dict[str, Step] = field(default_factory=dict)
     mistake: str | None = None
 
     def feed(self, line: str, now_s: float) -> str | None:
-        """Take one line; return what to tell a reader of plain text, None when nothing changed."""
+        """Take one line of what kfp.local prints."""
         line = _ANSI.sub("", line).strip()
         if MARK in line:
             self.mistake = line.split(MARK, 1)[1]
             return None
         if started := _STARTED.search(line):
-            return self._start(started["task"], now_s)
+            return self.start(started["task"], now_s)
         if ended := _ENDED.search(line):
-            return self._end(ended["task"], ended["status"] == "SUCCESS", now_s)
+            return self.end(ended["task"], ended["status"] == "SUCCESS", now_s)
         return None
 
-    def _start(self, task: str, now_s: float) -> str | None:
+    def start(self, task: str, now_s: float) -> str | None:
         step = self.steps.get(task)
         if step is None:
             self.steps[task] = Step(task, now_s)
@@ -64,7 +65,7 @@ class Progress:
         step.ended_s = None
         return None
 
-    def _end(self, task: str, success: bool, now_s: float) -> str | None:
+    def end(self, task: str, success: bool, now_s: float) -> str | None:
         step = self.steps.get(task)
         if step is None:  # a group of tasks, announced only at its end
             return None

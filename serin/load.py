@@ -122,7 +122,14 @@ async def _send(
 
 
 async def run_to_file(
-    address: str, service: str, records: Sequence[Record], *, rate: float, seconds: float | None, out: Path | None
+    address: str,
+    service: str,
+    records: Sequence[Record],
+    *,
+    rate: float,
+    seconds: float | None,
+    out: Path | None,
+    host: str | None = None,
 ) -> Tally:
     """Run until `seconds` are over or SIGTERM/SIGINT comes; keep the tally in `out`, renewed every second."""
     import signal
@@ -142,7 +149,7 @@ async def run_to_file(
 
     keeper = asyncio.create_task(keep())
     try:
-        await run(address, service, records, rate=rate, stop=stop, tally=tally)
+        await run(address, service, records, rate=rate, stop=stop, tally=tally, host=host)
     finally:
         stop.set()
         await keeper

@@ -4,16 +4,18 @@ import time
 from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any, Final
 
 from pydantic import ValidationError
 
-from components.config import Config
+from components import storage
+from components.config import Config, Store
 from serin import model, release
 from serin.errors import TryAgain, UserError
 from serin.judge import JudgeSpec, ScoreMetric, Scores
 from serin.plan import PROFILES, Plan
-from serin.platforms import Platform
+from serin.platforms import Champion, Platform
 from serin.rollout import Candidate, ModelRollout, Phase, Spec, Status
 
 POLL_S: Final = 0.5
@@ -35,16 +37,38 @@ def plan_of(config: Config) -> Plan:
         raise UserError(f"Config: {key}: {first['msg']}.") from error
 
 
+def address(config: Config, platform: str, model_folder: Path, artifact: str) -> str:
+    """Where `platform` (as in `serin.platforms.connect`) finds the model in `model_folder`, an artifact whose URI is
+    `artifact`. A cluster reads an artifact where it is if that is in an object store; if not, the model is copied
+    into the config's store first."""
+    if not platform.startswith("kserve:"):
+        return str(model_folder)
+    if storage.in_object_store(artifact):
+        return storage.canonical(artifact)
+    return storage.store_model(model_folder, needed_store(config), config.service)
+
+
+def needed_store(config: Config) -> Store:
+    if config.store is None:
+        raise UserError(
+            "Config: store: a cluster cannot read this machine's folders; set store.uri, or SERIN_MODEL_STORE, to "
+            "s3://BUCKET/PREFIX or pvc://CLAIM/PATH."
+        )
+    return config.store
+
+
 def deploy(
     config: Config,
     platform: Platform,
     model_folder: Path,
+    storage_uri: str,
     *,
     tell: Callable[[str], None],
     sleep: Callable[[float], None] = time.sleep,
     now: Callable[[], datetime] = lambda: datetime.now(UTC),
 ) -> ModelRollout:
-    """Release the model in `model_folder`; return the rollout at its terminal phase.
+    """Release the model in `model_folder`, which `platform` finds at `storage_uri`; return the rollout at its
+    terminal phase.
 
     Re-attaches to a rollout of the same model that is under way, so the step may be killed and run again at any
     moment. Raises `TryAgain` when the plan's deadlines are over and the rollout is not.
@@ -52,11 +76,12 @@ def deploy(
     model.verify(model_folder)
     digest = model.digest(model_folder)
     plan = plan_of(config)
+    champion = platform.champion(config.service)
     spec = Spec(
         service=config.service,
-        candidate=Candidate(storage_uri=str(model_folder), digest=digest),
+        candidate=Candidate(storage_uri=storage_uri, digest=digest),
         plan=plan,
-        judge=JudgeSpec(scores=ScoreMetric(expected=expected_scores(platform, config.service, model_folder))),
+        judge=JudgeSpec(scores=ScoreMetric(expected=expected_scores(champion, model_folder, config.store))),
     )
     rollout = release.request(platform, spec, digest)
     tell(f"rollout {rollout.metadata.name}")
@@ -71,8 +96,15 @@ def deploy(
                 delay_s=60,
             )
         sleep(POLL_S)
-        rollout = platform.find(rollout.metadata.name) or rollout
-        line = _line(rollout.status, platform.problem())
+        try:
+            found = platform.find(rollout.metadata.name)
+            problem = platform.problem()
+        except TryAgain as error:
+            found, problem = rollout, str(error)
+        if found is None:
+            raise UserError(f"Rollout {rollout.metadata.name} was deleted under way; run the pipeline again.")
+        rollout = found
+        line = _line(rollout.status, problem)
         if line != told:
             tell(line)
             told = line
@@ -91,13 +123,15 @@ def _words(status: Status) -> str:
     return status.history[-1].reason if status.history and status.phase is not Phase.PENDING else status.reason
 
 
-def expected_scores(platform: Platform, service: str, model_folder: Path) -> Scores:
+def expected_scores(champion: Champion | None, model_folder: Path, store: Store | None = None) -> Scores:
     """Whether the candidate should score as the champion does: yes for the same learner on newer data, no for another
     learner, which `evaluate` has found better just because it scores differently."""
-    champion = platform.champion(service)
-    if champion is None or model.signature(champion.model).learner == model.signature(model_folder).learner:
+    if champion is None:
         return Scores.SAME
-    return Scores.DIFFERENT
+    with TemporaryDirectory() as scratch:
+        serving = storage.fetch_model(champion.storage_uri, Path(scratch), digest=champion.digest, store=store)
+        same = model.signature(serving).learner == model.signature(model_folder).learner
+    return Scores.SAME if same else Scores.DIFFERENT
 
 
 def timeline(rollout: ModelRollout) -> dict[str, Any]:

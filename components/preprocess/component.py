@@ -12,25 +12,28 @@ def preprocess(
     data_source: str,
     data_sha256: str,
     champion: str,
+    champion_digest: str,
     train_data: dsl.Output[dsl.Dataset],
     test_data: dsl.Output[dsl.Dataset],
     summary: dsl.Output[dsl.Artifact],
 ) -> None:
     """`config`: the config as JSON. `data`: a path or an address; `data_sha256`, unless empty, is checked.
-    `champion`: the directory of the model that serves now, or empty."""
+    `champion`: the address of the model that serves now, or empty; its digest, unless empty, is checked."""
     from pathlib import Path
     from tempfile import TemporaryDirectory
 
+    from components import storage
     from components.config import Config
     from components.preprocess import core, sources
     from components.shell import user_errors
 
+    settings = Config.model_validate_json(config)
     with user_errors(), TemporaryDirectory() as scratch:
         result = core.preprocess(
-            Config.model_validate_json(config),
-            sources.fetch(data, data_sha256 or None, Path(scratch)),
+            settings,
+            sources.fetch(data, data_sha256 or None, Path(scratch, "data")),
             source_kind=sources.SourceKind(data_source),
-            champion=Path(champion) if champion else None,
+            champion=storage.champion(champion, champion_digest, Path(scratch, "champion"), settings.store),
             train=Path(train_data.path),
             test=Path(test_data.path),
         )

@@ -14,6 +14,7 @@ from pathlib import Path, PurePosixPath
 from typing import Final
 from urllib.parse import unquote, urlsplit
 
+from components import storage
 from components.config import Config
 from serin.errors import TryAgain, UserError
 
@@ -99,18 +100,23 @@ def _check_sum(path: Path, expected: str, name: str) -> None:
 
 def _download(address: str, sha256: str | None, directory: Path) -> Path:
     parts = urlsplit(address)
-    if parts.scheme not in ("http", "https"):
+    from_store = storage.in_object_store(address)
+    if not from_store and parts.scheme not in ("http", "https"):
         raise UserError(
-            f"data.source: {parts.scheme}:// is not supported yet ({address}); give a path or an http(s) address."
+            f"data.source: {parts.scheme}:// is not known ({address}); use a path, http(s)://, s3:// or gs://."
         )
     key = sha256.lower() if sha256 else hashlib.sha256(address.encode()).hexdigest()
     target = directory / f"{key[:16]}-{PurePosixPath(unquote(parts.path)).name or 'data'}"
     if sha256 and target.is_file() and sha256_of(target) == sha256.lower():
         return target
     with _replacing(target) as part:
-        with part.open("wb") as file:
-            for chunk in _chunks(address):
-                file.write(chunk)
+        if from_store:
+            folder, _, name = address.rpartition("/")
+            storage.get(folder, name, part)
+        else:
+            with part.open("wb") as file:
+                for chunk in _chunks(address):
+                    file.write(chunk)
         if sha256:
             _check_sum(part, sha256, address)
     if not sha256:

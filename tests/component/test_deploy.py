@@ -66,7 +66,9 @@ def ticking(step_s: float = 1.0) -> Iterator[datetime]:
 
 def run(platform: ListPlatform, folder: Path, *, step_s: float = 1.0) -> tuple[ModelRollout, list[str]]:
     clock, told = ticking(step_s), []
-    ended = deploy(config(), platform, folder, tell=told.append, sleep=lambda _: None, now=lambda: next(clock))
+    ended = deploy(
+        config(), platform, folder, str(folder), tell=told.append, sleep=lambda _: None, now=lambda: next(clock)
+    )
     return ended, told
 
 
@@ -97,7 +99,10 @@ def test_a_model_that_serves_already_is_not_released_again(folder: Path) -> None
     name = run(platform, folder)[0].metadata.name
     platform.serving = Champion("churn-predictor-00001", model.digest(folder), str(folder))
     assert run(platform, folder)[0].metadata.name == name
-    platform.serving = Champion("churn-predictor-00002", "sha256:other", str(folder))
+    other = folder.with_name("other")
+    predictor_models.write(other)
+    (other / model.CARD_FILE).write_text("another model", encoding="utf-8")
+    platform.serving = Champion("churn-predictor-00002", model.seal(other), str(other))
     assert run(platform, folder)[0].metadata.name == f"{name}-2"
 
 
@@ -124,11 +129,11 @@ def test_a_wrong_plan_is_named(release: object, named: str) -> None:
 
 
 def test_another_learner_is_expected_to_score_differently(folder: Path, tmp_path: Path) -> None:
-    assert expected_scores(ListPlatform([]), "churn", folder) is Scores.SAME
+    assert expected_scores(None, folder) is Scores.SAME
     serving = Champion("r", model.digest(folder), str(folder))
-    assert expected_scores(ListPlatform([], serving), "churn", folder) is Scores.SAME
+    assert expected_scores(serving, folder) is Scores.SAME
     other = tmp_path / "other"
     predictor_models.write(other)
     signature = model.signature(other).model_copy(update={"learner": "xgboost"})
     (other / model.SIGNATURE_FILE).write_text(signature.model_dump_json(), encoding="utf-8")
-    assert expected_scores(ListPlatform([], serving), "churn", other) is Scores.DIFFERENT
+    assert expected_scores(serving, other) is Scores.DIFFERENT

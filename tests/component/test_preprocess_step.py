@@ -35,6 +35,7 @@ def step(directory: Path, data: Path, *, settings: str = config(), sha256: str =
         data_source="file",
         data_sha256=sha256,
         champion="",
+        champion_digest="",
         train_data=dsl.Dataset(uri=str(directory / "train")),
         test_data=dsl.Dataset(uri=str(directory / "test")),
         summary=dsl.Artifact(uri=str(directory / "summary.json")),

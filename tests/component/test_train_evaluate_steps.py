@@ -63,9 +63,20 @@ def run(
         "evaluation": dsl.Artifact(uri=str(out / "evaluation")),
         "metrics": dsl.Metrics(uri=str(out / "metrics")),
         "roc": dsl.ClassificationMetrics(uri=str(out / "roc")),
+        "data": dsl.Artifact(uri=str(out / "data")),
+        "report": dsl.HTML(uri=str(out / "report")),
+        "card": dsl.Markdown(uri=str(out / "card")),
     }
+    summary = dsl.Artifact(uri=str(out / "summary"))
+    Path(summary.path).write_text("{}", encoding="utf-8")
     word = evaluate.python_func(
-        config=config.model_dump_json(), champion=champion, test_data=data["test_data"], models=models, **outputs
+        config=config.model_dump_json(),
+        champion=champion,
+        champion_digest="",
+        summary=summary,
+        test_data=data["test_data"],
+        models=models,
+        **outputs,
     )
     written = Evaluation.model_validate_json((out / "evaluation").read_text(encoding="utf-8"))
     return word, written, outputs
@@ -83,6 +94,8 @@ def test_the_best_model_is_promoted_over_the_rule_and_then_nothing_is(
     model.verify(Path(outputs["challenger"].path))
     assert outputs["metrics"].metadata["challenger_log_loss"] == evaluation.challenger.metrics.log_loss
     assert len(outputs["roc"].metadata["confidenceMetrics"]) <= 200
+    assert "Verdict: promote" in Path(outputs["report"].path).read_text(encoding="utf-8")
+    assert Path(outputs["card"].path).read_text(encoding="utf-8").startswith("#")
     json.dumps([artifact.metadata for artifact in outputs.values()], allow_nan=False)
 
     (tmp_path / "second").mkdir()

@@ -1,0 +1,105 @@
+"""One execution of the compiled pipeline, wherever it goes on; and the one on this machine."""
+
+import json
+import os
+import signal
+import subprocess
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager
+from pathlib import Path
+from typing import Any, Final, Protocol
+
+from components.preprocess.sources import Source
+from pipelines import COMPILED
+from pipelines.progress import Progress
+from serin.platforms.embedded import processes
+
+STOP_S: Final = 20.0
+Tell = Callable[[str], None]
+
+
+class Execution(Protocol):
+    """A pipeline that was started. `log` says where more is to be read."""
+
+    progress: Progress
+    log: str
+
+    def running(self) -> bool:
+        """Looks, and brings `progress` up to date."""
+
+    @property
+    def succeeded(self) -> bool: ...
+
+    def artifact(self, task: str, name: str) -> Path | None:
+        """What a step left, on this machine; None if it left nothing. Only after the end."""
+
+
+class Backend(Protocol):
+    def data(self, source: Source) -> str:
+        """The table's path or address as steps read it."""
+
+    def start(self, arguments: Mapping[str, Any], folder: Path, tell: Tell) -> AbstractContextManager[Execution]:
+        """Run the compiled pipeline with `arguments`; what is kept lies in `folder`, `tell` gets lines to print."""
+
+
+class Local:
+    """kfp.local, in a process of its own that ends with the block."""
+
+    def data(self, source: Source) -> str:
+        return str(source.path)
+
+    @contextmanager
+    def start(self, arguments: Mapping[str, Any], folder: Path, tell: Tell) -> Iterator[Execution]:
+        file = folder / "arguments.json"
+        file.write_text(json.dumps(arguments, indent=1), encoding="utf-8")
+        process = subprocess.Popen(
+            processes.python("pipelines.local", str(COMPILED), str(file), str(folder / "pipeline")),
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1"},
+        )
+        execution = _LocalExecution(process, folder)
+        reader = threading.Thread(target=execution.read, args=(tell,))
+        reader.start()
+        try:
+            yield execution
+        finally:
+            if process.poll() is None:
+                process.send_signal(signal.SIGINT)
+                try:
+                    process.wait(STOP_S)
+                except subprocess.TimeoutExpired:
+                    process.kill()
+            reader.join()
+
+
+class _LocalExecution:
+    def __init__(self, process: subprocess.Popen[str], folder: Path) -> None:
+        self.progress = Progress()
+        self.log = str(folder / "pipeline.log")
+        self._process = process
+        self._folder = folder
+
+    def read(self, tell: Tell) -> None:
+        assert self._process.stdout is not None  # noqa: S101 - it was asked for
+        with Path(self.log).open("w", encoding="utf-8") as out:
+            for line in self._process.stdout:
+                out.write(line)
+                told = self.progress.feed(line, time.monotonic())
+                if told:
+                    tell(told)
+
+    def running(self) -> bool:
+        return self._process.poll() is None
+
+    @property
+    def succeeded(self) -> bool:
+        return self._process.returncode == 0
+
+    def artifact(self, task: str, name: str) -> Path | None:
+        found = sorted((self._folder / "pipeline").glob(f"*/{task}/{name}"))
+        return found[-1] if found else None

@@ -1,0 +1,67 @@
+"""What a run shows while it goes: a live view on a terminal, plain lines elsewhere."""
+
+import time
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from typing import Any, Final
+
+from rich.console import Console, Group, RenderableType
+from rich.live import Live
+from rich.table import Table
+from rich.text import Text
+
+from pipelines.progress import Progress, State
+from serin import view
+from serin.rollout import ModelRollout
+
+_MARKS: Final = {State.RUNNING: "[yellow]…[/]", State.DONE: "[green]✔[/]", State.FAILED: "[red]✘[/]"}
+
+
+class Screen:
+    def __init__(self, console: Console) -> None:
+        self._console = console
+        self._live = Live(console=console, auto_refresh=False) if console.is_terminal else None
+        self._printed: tuple[ModelRollout, float] | None = None
+
+    def __enter__(self) -> "Screen":
+        if self._live:
+            self._live.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._live:
+            self._live.stop()
+
+    def update(
+        self,
+        progress: Progress,
+        rollout: ModelRollout | None,
+        windows: Sequence[dict[str, Any]],
+        problem: str | None,
+    ) -> None:
+        if self._live is None:
+            if rollout is not None:
+                self._plain(rollout)
+            return
+        parts: list[RenderableType] = [_steps(progress)]
+        if rollout is not None:
+            parts.append(view.view(rollout, windows, datetime.now(UTC)))
+        if problem is not None:
+            parts.append(Text(problem, style="bold red"))
+        self._live.update(Group(*parts), refresh=True)
+
+    def _plain(self, rollout: ModelRollout) -> None:
+        before, at = self._printed or (None, time.monotonic())
+        lines = view.plain(before.status if before else None, rollout.status, since_s=time.monotonic() - at)
+        if lines:
+            self._printed = rollout, time.monotonic()
+            self._console.print(Text("\n".join(f"  {line}" for line in lines)), soft_wrap=True)
+
+
+def _steps(progress: Progress) -> Table:
+    table = Table.grid(padding=(0, 2))
+    for step in progress.steps.values():
+        seconds = (step.ended_s or time.monotonic()) - step.started_s
+        count = f"{step.done} of {step.done + step.running}" if step.done + step.running > 1 else ""
+        table.add_row(_MARKS[step.state], step.name, f"{seconds:.1f} s", count)
+    return table
