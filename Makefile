@@ -17,7 +17,7 @@ export SERIN_HOME ?= $(CURDIR)/.serin
 BIN := .venv/bin
 UV := $(BIN)/uv
 
-.PHONY: help setup run status down drill compile images load install lint test clean bench-pipeline bench-rollout bench-judge bench-predictor
+.PHONY: help setup run status down drill compile images load install lint test cluster-test clean bench-pipeline bench-rollout bench-judge bench-predictor
 
 help: ## This list
 	@awk 'BEGIN {FS = ":.*## "} /^[a-z-]+:.*## / {printf "  make %-16s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -75,6 +75,9 @@ lint: .venv/.ready-dev ## Style, types, import directions
 test: .venv/.ready-dev ## Lint and the whole test suite
 	@$(MAKE) lint
 	@$(BIN)/pytest -n 2 --dist loadgroup
+
+cluster-test: .venv/.ready-dev ## Whole rollouts and disturbances, on the current cluster
+	@$(BIN)/pytest -v -s --timeout 900 tests/cluster
 
 bench-pipeline: ## Measure the whole story and the pipeline's overhead
 bench-rollout: ## Measure rollouts: lost requests, splits, exposure, kills

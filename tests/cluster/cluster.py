@@ -90,6 +90,7 @@ class Cluster:
     namespace: str
     records: Sequence[Mapping[str, Any]]
     tell: Callable[[str], None]
+    service_name: str = SERVICE
     loads: int = field(default=0)
 
     # objects
@@ -102,7 +103,7 @@ class Cluster:
         kubectl("-n", self.namespace, "apply", "-f", "-", given=json.dumps(document))
 
     def service(self) -> dict[str, Any]:
-        return self.get("inferenceservice", SERVICE)
+        return self.get("inferenceservice", self.service_name)
 
     def rows(self) -> list[dict[str, Any]]:
         predictor = self.service().get("status", {}).get("components", {}).get("predictor", {})
@@ -115,7 +116,15 @@ class Cluster:
     def patch_service(self, predictor: Mapping[str, Any], *, check: bool = True) -> str:
         body = json.dumps({"spec": {"predictor": predictor}})
         return kubectl(
-            "-n", self.namespace, "patch", "inferenceservice", SERVICE, "--type=merge", "-p", body, check=check
+            "-n",
+            self.namespace,
+            "patch",
+            "inferenceservice",
+            self.service_name,
+            "--type=merge",
+            "-p",
+            body,
+            check=check,
         )
 
     # models
@@ -134,7 +143,7 @@ class Cluster:
     def rollout(self, name: str, model: str, **changes: Any) -> None:
         """Ask for a release of `model`. `candidate` among the changes is added to the candidate."""
         candidate = {"storageUri": f"pvc://{CLAIM}/{model}", **changes.pop("candidate", {})}
-        spec = {"service": SERVICE, "candidate": candidate, "plan": QUICK, "judge": LENIENT, **changes}
+        spec = {"service": self.service_name, "candidate": candidate, "plan": QUICK, "judge": LENIENT, **changes}
         self.apply(
             {
                 "apiVersion": "serin.dev/v1alpha1",
@@ -177,12 +186,12 @@ class Cluster:
     def load(self, image: str, rate: int = RATE) -> Iterator[Callable[[], Answers]]:
         """Constant load from inside the cluster; the callable gives the answers once the block has ended."""
         self.loads += 1
-        pod = f"load-{self.loads}"
+        pod = f"load-{self.service_name}-{self.loads}"
         url = self.service()["status"]["url"]
         script = (Path(__file__).parent / "loader.py").read_text(encoding="utf-8")
         gateway = "http://kourier-internal.kourier-system.svc.cluster.local"
         host = str(url).split("//", 1)[1]
-        arguments = [gateway, host, SERVICE, str(rate), json.dumps(self.records)]
+        arguments = [gateway, host, self.service_name, str(rate), json.dumps(self.records)]
         self.apply(pod_document(pod, image, ["/venv/bin/python", "-c", script, *arguments]))
         found: list[Answers] = []
         try:

@@ -1,0 +1,157 @@
+"""What KServe does on its own with canaries (names as in docs/cluster.md), and what a rollout makes of it.
+
+A test of `alone` that fails after an upgrade means that KServe has changed, and that its trap is gone or another.
+"""
+
+import time
+from collections import Counter
+from collections.abc import Callable
+
+import pytest
+from cluster import CLAIM, QUICK, SERVICE, Cluster, kubectl, wait
+
+SETTLE_S = 6.0
+FAST = {**QUICK, "stages": [{"traffic": 20, "minSeconds": 5, "margin": 9}], "bake": {"traffic": 99, "seconds": 5}}
+
+
+class Alone:
+    """An InferenceService that nobody releases; the nth change of its spec makes the nth revision."""
+
+    def __init__(self, cluster: Cluster, name: str) -> None:
+        self.cluster = Cluster(cluster.namespace, cluster.records, cluster.tell, service_name=name)
+        self.name = name
+        model = {"modelFormat": {"name": "serin-onnx"}, "runtime": "serin-onnx", "storageUri": f"pvc://{CLAIM}/v1"}
+        self.cluster.apply(
+            {
+                "apiVersion": "serving.kserve.io/v1beta1",
+                "kind": "InferenceService",
+                "metadata": {
+                    "name": name,
+                    "annotations": {
+                        "serving.kserve.io/enable-tag-routing": "true",
+                        "serving.kserve.io/deploymentMode": "Knative",
+                    },
+                },
+                "spec": {"predictor": {"minReplicas": 1, "model": model}},
+            }
+        )
+        self.ready(1)
+
+    def ready(self, number: int) -> None:
+        revision = self.revision(number)
+
+        def reached() -> bool:
+            seen = self.cluster.service().get("status", {}).get("components", {}).get("predictor", {})
+            return revision == seen.get("latestReadyRevision") == seen.get("latestCreatedRevision")
+
+        wait(f"{revision} is ready", reached, 150)
+        time.sleep(3)
+
+    def revision(self, number: int) -> str:
+        return f"{self.name}-predictor-{number:05d}"
+
+    def patch(self, model: str | None = None, **predictor: object) -> None:
+        change = {"model": {"storageUri": f"pvc://{CLAIM}/{model}"}} if model else {}
+        self.cluster.patch_service({**change, **predictor})
+
+    def percent(self, percent: int | None) -> None:
+        self.patch(canaryTrafficPercent=percent)
+        time.sleep(SETTLE_S)
+
+    def promoted(self, model: str, number: int) -> None:
+        self.patch(model, canaryTrafficPercent=0)
+        self.ready(number)
+        self.percent(100)
+
+
+def b(alone: Alone) -> str:
+    alone.promoted("v2", 2)
+    alone.percent(None)
+    alone.percent(10)
+    return "10 % set on a promoted service: the model before gets 90 %"
+
+
+def d(alone: Alone) -> str:
+    alone.patch("v2", canaryTrafficPercent=10)
+    alone.ready(2)
+    alone.percent(0)
+    alone.percent(None)
+    return "percent removed after a rollback by 0: all to the rejected model"
+
+
+def f(alone: Alone) -> str:
+    alone.patch("v2", canaryTrafficPercent=10)
+    alone.ready(2)
+    alone.patch("v1", canaryTrafficPercent=None)
+    alone.ready(3)
+    return "the old manifest applied in the middle of a canary"
+
+
+def x(alone: Alone) -> str:
+    alone.patch("v2", canaryTrafficPercent=20)
+    alone.ready(2)
+    kubectl("-n", alone.cluster.namespace, "label", "inferenceservice", alone.name, "team=blue")
+    alone.ready(3)
+    return "a label in the middle of a canary: a third revision has the candidate's share"
+
+
+def k2(alone: Alone) -> str:
+    alone.promoted("v2", 2)
+    alone.promoted("v3", 3)
+    alone.percent(0)
+    return "0 % after 100 %: one step back works"
+
+
+@pytest.mark.parametrize(
+    ("trap", "most"), [(b, 1), (d, 2), (f, 3), (x, 1), (k2, 2)], ids=lambda value: getattr(value, "__name__", "")
+)
+def test_kserve_alone(released: Cluster, controller_image: str, trap: Callable[[Alone], str], most: int) -> None:
+    alone = Alone(released, f"alone-{trap.__name__}")
+    try:
+        what = trap(alone)
+        with alone.cluster.load(controller_image, 50) as answers:
+            time.sleep(5)
+        released.tell(f"  {what}: {answers().words()}")
+        counts: Counter[str] = Counter()
+        for (revision, _), count in answers().by_revision().items():
+            counts[revision] += count
+        assert counts.most_common(1)[0][0] == alone.revision(most)
+    finally:
+        kubectl("-n", released.namespace, "delete", "inferenceservice", alone.name, "--wait=false")
+
+
+def test_after_a_rollback_the_next_start_cannot_bring_the_rejected_model_back(
+    released: Cluster, controller_image: str
+) -> None:
+    """C and D: the field is gone, and while the next candidate comes up nothing points to the rejected one."""
+    with released.load(controller_image) as answers:
+        released.rollout("rejected", "v8", plan=FAST)
+        status = released.until("rejected", "Progressing", traffic=20)
+        rejected = status["candidateRevision"]
+        kubectl("-n", released.namespace, "patch", "mro", "rejected", "--type=merge", "-p", '{"spec":{"abort":true}}')
+        released.ended("rejected")
+        back_at = time.time() + 2
+        assert "canaryTrafficPercent" not in released.service()["spec"]["predictor"]
+        released.rollout("next", "v9", plan=FAST)
+        assert released.ended("next")["phase"] == "Promoted"
+    released.tell(f"  {answers().words()}")
+    assert answers().failed == 0
+    assert rejected not in {revision for revision, _ in answers().by_revision(since=back_at)}
+
+
+def test_an_abort_after_all_traffic_has_moved_brings_the_old_model_back(
+    released: Cluster, controller_image: str
+) -> None:
+    """K2 and L: from 100 % the way back begins with 0, and stable's model becomes a revision of its own."""
+    before = released.serving()
+    with released.load(controller_image) as answers:
+        released.rollout("late", "v4", plan=FAST)
+        wait("all traffic has moved", lambda: released.status("late").get("traffic") == 100, 240, every_s=0.1)
+        kubectl("-n", released.namespace, "patch", "mro", "late", "--type=merge", "-p", '{"spec":{"abort":true}}')
+        status = released.ended("late")
+    released.tell(f"  {answers().words()}")
+    assert answers().failed == 0
+    if status["phase"] == "RolledBack":
+        assert released.serving() == before
+    else:
+        assert status["phase"] == "Promoted", SERVICE
