@@ -5,6 +5,7 @@ local copy). The peers run it as scikit-learn pipeline, from a throw-away enviro
 server runs at a time; servers and load generator share the machine, each server is held to one native thread.
 """
 
+import argparse
 import json
 import os
 import shutil
@@ -14,6 +15,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -38,16 +40,29 @@ from serin.model import Samples, samples, signature
 
 ROOT: Final = Path(__file__).parents[1]
 CLIENTS: Final = 8
-WARM_S: Final = 1.5
-RUN_S: Final = 5.0
-ROUNDS: Final = 2
 START_S: Final = 60.0
-STARTS: Final = 5
-FUZZ: Final = 100_000
-SOAK: Final = 1_000_000
+FUZZ_S: Final = 400.0
 SHARE_OF_MAXIMUM: Final = 0.6
 
 Records = Sequence[dict[str, Any]]
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """`guided`, `sent` and `soak` are numbers of requests: made by a coverage-guided fuzzer and answered in
+    process, malformed and sent to the server, good and sent to the server."""
+
+    warm_s: float = 1.5
+    run_s: float = 4.0
+    rounds: int = 2
+    starts: int = 5
+    turns: int = 8
+    guided: int = 100_000
+    sent: int = 30_000
+    soak: int = 1_000_000
+
+
+QUICK: Final = Sizes(warm_s=0.3, run_s=1, rounds=1, starts=2, turns=2, guided=3000, sent=2000, soak=5000)
 
 
 @dataclass(frozen=True)
@@ -100,14 +115,17 @@ def instances(records: Records) -> bytes:
     return post("/v1/models/churn:predict", json.dumps({"instances": records}).encode())
 
 
+def uv() -> str:
+    return shutil.which("uv", path=str(Path(sys.executable).parent)) or "uv"
+
+
 def peers(scratch: Path, pipeline: Path, dtypes: dict[str, str]) -> list[Server]:
     """The stock servers. MLServer and BentoML come from PyPI, into an environment below `scratch`."""
     environment = scratch / "peers"
-    uv = shutil.which("uv", path=str(Path(sys.executable).parent)) or "uv"
-    subprocess.run([uv, "venv", "-q", "--python", sys.executable, str(environment)], check=True)
+    subprocess.run([uv(), "venv", "-q", "--python", sys.executable, str(environment)], check=True)
     requirements = Path(__file__).with_name("requirements-peers.txt")
     python = str(environment / "bin" / "python")
-    subprocess.run([uv, "pip", "install", "-q", "--python", python, "-r", str(requirements)], check=True)
+    subprocess.run([uv(), "pip", "install", "-q", "--python", python, "-r", str(requirements)], check=True)
     mlserver = scratch / "mlserver"
     mlserver.mkdir()
     (mlserver / "model-settings.json").write_text(
@@ -218,30 +236,34 @@ def bodies(server: Server, records: Records, rows: int) -> list[bytes]:
     return [server.request(records[start : start + rows]) for start in starts]
 
 
-def throughput(server: Server, records: Records, *, rows: int, clients: int) -> Load:
-    """The best of `ROUNDS` closed-loop runs."""
+def throughput(server: Server, records: Records, sizes: Sizes, *, rows: int) -> Load:
+    """The best of `sizes.rounds` closed-loop runs."""
     requests = bodies(server, records, rows)
     with running(server, requests[0]) as started:
-        closed_loop(started.port, requests, connections=clients, seconds=WARM_S)
-        loads = [closed_loop(started.port, requests, connections=clients, seconds=RUN_S) for _ in range(ROUNDS)]
+        closed_loop(started.port, requests, connections=CLIENTS, seconds=sizes.warm_s)
+        loads = [
+            closed_loop(started.port, requests, connections=CLIENTS, seconds=sizes.run_s) for _ in range(sizes.rounds)
+        ]
     return max(loads, key=lambda load: load.rate)
 
 
-def p99_ms(server: Server, records: Records, rate: float) -> float:
-    """Of `ROUNDS` open-loop runs at `rate` requests per second, the better."""
+def p99_ms(server: Server, records: Records, sizes: Sizes, rate: float) -> float:
+    """Of `sizes.rounds` open-loop runs at `rate` requests per second, the better."""
     requests = bodies(server, records, 1)
     with running(server, requests[0]) as started:
-        closed_loop(started.port, requests, connections=CLIENTS, seconds=WARM_S)
-        loads = [open_loop(started.port, requests, rate=rate, seconds=RUN_S) for _ in range(ROUNDS)]
+        closed_loop(started.port, requests, connections=CLIENTS, seconds=sizes.warm_s)
+        loads = [open_loop(started.port, requests, rate=rate, seconds=sizes.run_s) for _ in range(sizes.rounds)]
     return min(load.percentile_ms(99) for load in loads)
 
 
-def throughput_rows(serin: Server, constant: Server, stock: list[Server], records: Records) -> list[Row]:
+def throughput_rows(
+    serin: Server, constant: Server, stock: list[Server], records: Records, sizes: Sizes
+) -> list[Row]:
     rows = []
     one_row = {}
     for server in (serin, constant, *stock):
         for size in (1, 32):
-            load = throughput(server, records, rows=size, clients=CLIENTS)
+            load = throughput(server, records, sizes, rows=size)
             what = f"{server.name}: {size} row{'s' * (size > 1)}, {CLIENTS} clients"
             rows.append(Row(what, load.rate, "requests/s"))
             if size == 1:
@@ -251,46 +273,46 @@ def throughput_rows(serin: Server, constant: Server, stock: list[Server], record
     rows.append(
         Row("throughput vs a constant kserve model", one_row["serin"] / one_row[constant.name], "x", ">= 0.8")
     )
-    return rows + latency_rows(serin, [(server, one_row[server.name]) for server in stock], records)
+    return rows + latency_rows(serin, [(server, one_row[server.name]) for server in stock], records, sizes)
 
 
-def latency_rows(serin: Server, maxima: list[tuple[Server, float]], records: Records) -> list[Row]:
+def latency_rows(serin: Server, maxima: list[tuple[Server, float]], records: Records, sizes: Sizes) -> list[Row]:
     """Each peer at 60 % of its own maximum, and serin at the rate of the peer with the lowest p99."""
     rows, measured = [], []
     for peer, maximum in maxima:
         rate = SHARE_OF_MAXIMUM * maximum
-        p99 = p99_ms(peer, records, rate)
+        p99 = p99_ms(peer, records, sizes, rate)
         measured.append((p99, rate))
         rows.append(Row(f"{peer.name}: p99 at {rate:.0f} requests/s, 60 % of its maximum", p99, "ms"))
     best, rate = min(measured)
-    own = p99_ms(serin, records, rate)
+    own = p99_ms(serin, records, sizes, rate)
     rows.append(Row(f"serin: p99 at {rate:.0f} requests/s", own, "ms"))
     rows.append(Row("p99 vs the best stock peer at 60 % of the peer's maximum", own / best, "x", "<= 0.2"))
     return rows
 
 
-def start_rows(server: Server, records: Records) -> list[Row]:
+def start_rows(server: Server, records: Records, sizes: Sizes) -> list[Row]:
     requests = bodies(server, records, 1)
     ready_s, memory_mb = [], []
-    for _ in range(STARTS):
+    for _ in range(sizes.starts):
         with running(server, requests[0]) as started:
-            closed_loop(started.port, requests, connections=CLIENTS, seconds=WARM_S)
+            closed_loop(started.port, requests, connections=CLIENTS, seconds=sizes.warm_s)
             ready_s.append(started.ready_s)
             memory_mb.append(started.memory_mb())
     return [
-        Row(f"start to first answer, median of {STARTS}", statistics.median(ready_s), "s", "<= 1.5"),
+        Row(f"start to first answer, median of {sizes.starts}", statistics.median(ready_s), "s", "<= 1.5"),
         Row("resident memory under load", max(memory_mb), "MB", "<= 150"),
     ]
 
 
-def log_rows(model: Path, records: Records, scratch: Path) -> list[Row]:
+def log_rows(model: Path, records: Records, scratch: Path, sizes: Sizes) -> list[Row]:
     """With prediction log and metrics read 4 times a second, and without: in turns, so that both meet the same
     neighbours."""
     plain, logging = serin(model), serin(model, "--log", str(scratch / "log"))
     requests = bodies(plain, records, 1)
     off, on = [], []
     with running(plain, requests[0]) as without, running(logging, requests[0]) as with_log:
-        for _ in range(8):
+        for _ in range(sizes.turns):
             off.append(closed_loop(without.port, requests, connections=CLIENTS, seconds=2.5).rate)
             with polled(with_log.port):
                 on.append(closed_loop(with_log.port, requests, connections=CLIENTS, seconds=2.5).rate)
@@ -321,38 +343,84 @@ def polled(port: int) -> Iterator[None]:
         process.wait()
 
 
-def fuzz_rows(server: Server, records: Records, every: Records) -> list[Row]:
-    """Malformed requests, then a million good ones, on one process."""
+def guided_rows(model: Path, scratch: Path, sizes: Sizes) -> tuple[list[Row], list[bytes]]:
+    """Malformed requests made by a fuzzer that is guided by the predictor's coverage, answered in process; and the
+    requests that reached something new."""
+    fuzzer, result, corpus = scratch / "fuzzer", scratch / "fuzzed.json", scratch / "corpus"
+    requirements = Path(__file__).with_name("requirements-fuzz.txt")
+    subprocess.run(
+        [uv(), "pip", "install", "-q", "--python", sys.executable, "--target", str(fuzzer), "--require-hashes",
+         "-r", str(requirements)],
+        check=True,
+    )  # fmt: skip
+    command = [sys.executable, "-m", "benchmarks.predictor_fuzz_guided", str(model), str(result), str(corpus),
+               "--requests", str(sizes.guided)]  # fmt: skip
+    env = os.environ | {"PYTHONPATH": str(fuzzer), "OMP_NUM_THREADS": "1"}
+    with (scratch / "fuzzer.log").open("w+b") as log:
+        done = subprocess.run(command, env=env, cwd=ROOT, stdout=log, stderr=log, timeout=FUZZ_S, check=False)
+        if done.returncode != 0:
+            log.seek(0)
+            print(log.read().decode(errors="replace")[-3000:], file=sys.stderr)
+            return [Row("coverage-guided fuzzer: the predictor crashed or hung", 1, "", "== 0")], []
+    outcome = json.loads(result.read_bytes())
+    show(outcome["failures"])
+    kept = [path.read_bytes() for path in corpus.iterdir()]
+    return [*outcome_rows("coverage-guided", Counter(outcome["statuses"])),
+            Row("coverage-guided: requests that reached something new", len(kept), "requests")], kept  # fmt: skip
+
+
+def outcome_rows(what: str, outcomes: Counter[str]) -> list[Row]:
+    bad = sum(count for outcome, count in outcomes.items() if outcome.startswith("5") or outcome == "none")
+    return [
+        Row(f"{what} malformed requests answered 5xx or not at all, of {outcomes.total()}", bad, "requests", "== 0"),
+        *(
+            Row(f"{what} malformed requests: {outcome}", outcomes[outcome], "requests")
+            for outcome in sorted(outcomes)
+        ),
+    ]
+
+
+def show(failures: Sequence[str]) -> None:
+    for failure in failures:
+        print("fuzz:", failure, file=sys.stderr)
+
+
+def socket_rows(server: Server, records: Records, every: Records, kept: Sequence[bytes], sizes: Sizes) -> list[Row]:
+    """On one process and over sockets: malformed requests, among them those the guided fuzzer `kept`, and a million
+    good ones."""
     requests = bodies(server, records, 1)
-    examples: list[str] = []
+    failures: list[str] = []
 
     def failed(request: bytes, answer: bytes) -> None:
-        if len(examples) < 5:
-            examples.append(f"{request[:1000]!r} -> {answer[:300]!r}")
+        if len(failures) < 5:
+            failures.append(f"{request[:1000]!r} -> {answer[:300]!r}")
 
     with running(server, requests[0]) as started:
-        fuzz(started.port, count=FUZZ // 10, seed=0, model="churn", records=every, failed=failed)
+        send = partial(fuzz, started.port, model="churn", records=every, kept=kept, failed=failed)
+        send(count=sizes.sent // 5, seed=0)
         before_mb = started.memory_mb()
-        outcomes = fuzz(started.port, count=FUZZ, seed=1, model="churn", records=every, failed=failed)
+        outcomes = send(count=sizes.sent, seed=1)
         fuzzed_mb = started.memory_mb()
         sent, slices_mb = 0, []
-        while sent < SOAK:
+        while sent < sizes.soak:
             sent += sum(closed_loop(started.port, requests, connections=CLIENTS, seconds=10).statuses.values())
             slices_mb.append(started.memory_mb())
         alive = httpx.get(f"http://127.0.0.1:{started.port}/v2/health/ready").status_code == 200
-    for example in examples:
-        print("fuzz:", example, file=sys.stderr)
-    bad = sum(count for outcome, count in outcomes.items() if outcome.startswith("5") or outcome == "none")
+    show(failures)
     return [
-        Row(f"malformed requests answered 5xx or not at all, of {outcomes.total()}", bad, "requests", "== 0"),
+        *outcome_rows("sent", outcomes),
         Row("server alive afterwards", float(alive), "", "== 1"),
-        Row("memory growth over the malformed requests", fuzzed_mb - before_mb, "MB", "<= 3"),
+        Row("memory growth over the malformed requests", fuzzed_mb - before_mb, "MB", "<= 10"),
         Row(f"memory growth over {sent} good requests", slices_mb[-1] - slices_mb[0], "MB", "<= 3"),
     ]
 
 
 def main() -> int:
-    with tempfile.TemporaryDirectory() as directory:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--quick", action="store_true", help="few requests, figures of no worth, nothing is written")
+    quick = parser.parse_args().quick
+    sizes = QUICK if quick else Sizes()
+    with tempfile.TemporaryDirectory(prefix="serin-bench-") as directory:
         scratch = Path(directory)
         model, pipeline = train(scratch)
         every = samples(model).records
@@ -360,11 +428,13 @@ def main() -> int:
         dtypes = {feature.name: feature.dtype for feature in signature(model).features}
         constant = Server("kserve constant model", partial(kserve_command, "constant"), instances, {})
         server = serin(model)
-        rows = start_rows(server, records)
-        rows += throughput_rows(server, constant, peers(scratch, pipeline, dtypes), records)
-        rows += log_rows(model, records, scratch)
-        rows += fuzz_rows(server, records, every)
-    return report("predictor", rows, packages=("onnxruntime", "uvicorn", "starlette", "kserve", "scikit-learn"))
+        rows = start_rows(server, records, sizes)
+        rows += throughput_rows(server, constant, peers(scratch, pipeline, dtypes), records, sizes)
+        rows += log_rows(model, records, scratch, sizes)
+        guided, kept = guided_rows(model, scratch, sizes)
+        rows += guided + socket_rows(server, records, every, kept, sizes)
+    packages = ("onnxruntime", "uvicorn", "starlette", "kserve", "scikit-learn")
+    return report("predictor", rows, packages=packages, keep=not quick)
 
 
 if __name__ == "__main__":

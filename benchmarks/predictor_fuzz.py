@@ -5,10 +5,11 @@ that a server has no reason to wait for more.
 """
 
 import asyncio
+import itertools
 import random
 import string
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Final
 
 import orjson
@@ -45,6 +46,22 @@ class Fuzzer:
     def __init__(self, seed: int, model: str, records: Sequence[dict[str, Any]]) -> None:
         self._random = random.Random(seed)
         self._model, self._records = model, records
+        self._told = [record for record in records if set(record.values()) != {None}]
+
+    def valid(self) -> bytes:
+        """A request that the server answers with 200."""
+        path, document, _ = self._random.choice((self._v1, self._v2))()
+        body = orjson.dumps(document)
+        return f"POST {path} HTTP/1.1\r\nHost: localhost\r\nContent-Length: {len(body)}\r\n\r\n".encode() + body
+
+    def mutated(self, request: bytes) -> bytes:
+        """`request` with one node of its JSON changed, else with some of its bytes."""
+        head, _, body = request.partition(b"\r\n\r\n")
+        try:
+            body = orjson.dumps(self._mutated(orjson.loads(body)), option=orjson.OPT_NON_STR_KEYS)
+        except orjson.JSONDecodeError:
+            body = self._bytes(body)
+        return head + b"\r\n\r\n" + body
 
     def request(self) -> bytes:
         """One HTTP/1.1 request, asking for the connection to be closed."""
@@ -61,12 +78,13 @@ class Fuzzer:
         return f"/v1/models/{self._model}:{verb}", {"instances": records}, b""
 
     def _v2(self) -> tuple[str, Any, bytes]:
-        record = self._random.choice(self._records)
+        record = self._random.choice(self._told)
         rows = self._random.choice((1, 3))
         inputs = [
             {"name": name, "shape": [rows, 1], "datatype": "BYTES" if isinstance(value, str) else "FP64",
              "data": [value] * rows}
             for name, value in record.items()
+            if value is not None
         ]  # fmt: skip
         return (
             f"/v2/models/{self._model}/infer",
@@ -162,15 +180,10 @@ class Fuzzer:
 
 
 async def _send(
-    port: int, fuzzer: Fuzzer, count: int, outcomes: Counter[str], failed: Callable[[bytes, bytes], None]
+    port: int, requests: Iterator[bytes], outcomes: Counter[str], failed: Callable[[bytes, bytes], None]
 ) -> None:
-    left = count
-
     async def sender() -> None:
-        nonlocal left
-        while left > 0:
-            left -= 1
-            request = fuzzer.request()
+        for request in requests:
             answer = await _answer(port, request)
             outcome = answer[9:12].decode("latin-1") if answer.startswith(b"HTTP/1.1 ") else "none"
             outcomes[outcome] += 1
@@ -181,12 +194,15 @@ async def _send(
 
 
 async def _answer(port: int, request: bytes) -> bytes:
+    """Its head; nothing if none came."""
     reader, writer = await asyncio.open_connection("127.0.0.1", port)
     try:
         writer.write(request)
-        answer = await asyncio.wait_for(reader.read(), ANSWER_S)
-        return answer.removeprefix(b"HTTP/1.1 100 Continue\r\n\r\n")
-    except (ConnectionError, TimeoutError):
+        head = await asyncio.wait_for(reader.readuntil(b"\r\n\r\n"), ANSWER_S)
+        if head != b"HTTP/1.1 100 Continue\r\n\r\n":
+            return head
+        return await asyncio.wait_for(reader.readuntil(b"\r\n\r\n"), ANSWER_S)
+    except (ConnectionError, TimeoutError, asyncio.IncompleteReadError):
         return b""
     finally:
         writer.close()
@@ -200,9 +216,12 @@ def fuzz(
     model: str,
     records: Sequence[dict[str, Any]],
     failed: Callable[[bytes, bytes], None],
+    kept: Sequence[bytes] = (),
 ) -> Counter[str]:
-    """Send `count` requests; how many ended in which status, or "none" where no answer came. `failed` gets each
-    request and answer with a 5xx or without an answer."""
+    """Send `count` requests and those that another fuzzer `kept`; how many ended in which status, or "none" where no
+    answer came. `failed` gets each request, and the answer's head, with a 5xx or without an answer."""
     outcomes: Counter[str] = Counter()
-    asyncio.run(_send(port, Fuzzer(seed, model, records), count, outcomes, failed))
+    fuzzer = Fuzzer(seed, model, records)
+    requests = itertools.chain(kept, (fuzzer.request() for _ in range(count)))
+    asyncio.run(_send(port, requests, outcomes, failed))
     return outcomes

@@ -10,7 +10,7 @@ import secrets
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from typing import Any, Final, TypeVar
+from typing import Any, Final
 
 import orjson
 from numpy.typing import NDArray
@@ -30,15 +30,13 @@ from predictor.telemetry import Telemetry
 
 logger = logging.getLogger("predictor")
 
-T = TypeVar("T")
-
 _REQUEST_ID: Final = re.compile(rb"[\x21-\x7e]{1,128}")
 _INFERENCE: Final = re.compile(r"/v1/models/[^/]+:predict|/v2/models/[^/]+/infer")
 JSON_LENGTH: Final = "Inference-Header-Content-Length"
 REQUEST_ID: Final = "serin.request_id"
 """The request's id in its ASGI scope."""
 INLINE_BYTES: Final = 32 * 2**10
-"""A larger body is answered in a thread, so that small requests need not wait for it."""
+"""A larger request is answered in a thread, so that small ones need not wait for it; every explanation is."""
 _CLIENT_CLOSED: Final = 499
 """nginx's status for a client that went away before its answer; it is no fault of the server."""
 
@@ -96,13 +94,13 @@ def application(service: Service) -> Router:
     """Raises `ClientError`."""
     signature, layout, max_rows = service.scores.signature, service.scores.layout, service.limits.rows
 
-    async def answered(request: Request, answer: Callable[[bytes], T]) -> T:
+    async def body_of(request: Request) -> bytes:
         check_model(service, request.path_params["model"])
-        body = await _body(request, service.limits.body_bytes)
-        return answer(body) if len(body) <= INLINE_BYTES else await asyncio.to_thread(answer, body)
+        return await _body(request, service.limits.body_bytes)
 
     async def respond(request: Request, answer: Callable[[bytes], Answer]) -> Response:
-        given = await answered(request, answer)
+        body = await body_of(request)
+        given = answer(body) if len(body) <= INLINE_BYTES else await asyncio.to_thread(answer, body)
         service.record(request.scope[REQUEST_ID], given.batch, given.scores)
         if given.json_length is None:
             return _json_bytes(given.body)
@@ -136,7 +134,7 @@ def application(service: Service) -> Router:
             scores = service.scores.score(batch)
             return v1.encode_explanations(signature, scores, explainer.explain(batch, scores))
 
-        return _json_bytes(await answered(request, answer))
+        return _json_bytes(await asyncio.to_thread(answer, await body_of(request)))
 
     async def alive(request: Request) -> Response:
         return _json({"status": "alive"})

@@ -1,12 +1,19 @@
 """What a client can get wrong. Every one of these is answered with its status and `{"error": message}`."""
 
 from http import HTTPStatus
+from typing import Final
+
+MAX_CHARACTERS: Final = 1000
+"""A message repeats what the client sent, whatever its length; gRPC holds no more than 8 kB of it."""
 
 
 class ClientError(Exception):
-    """`message` is one sentence for the client."""
+    """`message` is one sentence for the client, cut off at `MAX_CHARACTERS`."""
 
     status = HTTPStatus.BAD_REQUEST
+
+    def __init__(self, message: str) -> None:
+        super().__init__(message if len(message) <= MAX_CHARACTERS else message[: MAX_CHARACTERS - 1] + "…")
 
 
 class InvalidInput(ClientError):

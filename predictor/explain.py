@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from predictor.columns import Batch, Layout
+from serin.errors import UserError
 from serin.explanation import EXPLANATION_FILE, Category, Explanation, Linear, Number, Single, Tree, Trees
 
 Values = NDArray[Any]
@@ -41,6 +42,8 @@ class _Learner(Protocol):
 
 
 class Explainer:
+    """Raises `UserError` when `explanation` is of other features than `layout`."""
+
     def __init__(self, explanation: Explanation, layout: Layout) -> None:
         self._explanation = explanation
         self._learner = _learner(explanation.learner)
@@ -48,6 +51,11 @@ class Explainer:
         self._numbers = len(layout.numbers)
         learner = explanation.learner
         explained = [learner] if isinstance(learner, Single) else explanation.columns
+        if unknown := {part.feature for part in explained} - layout.names:
+            raise UserError(
+                f"Model: {EXPLANATION_FILE} explains {sorted(unknown)}, which the signature does not have; "
+                "export the model again."
+            )
         self._places = [self._features.index(part.feature) for part in explained]
 
     def explain(self, batch: Batch, scores: Values) -> Contributions:

@@ -1,7 +1,7 @@
 """The prediction log: what was asked and answered, for replay, labels and drift.
 
-It never blocks or fails a request: entries wait in a bounded buffer, a thread writes them in batches, and what
-does not fit or cannot be written is dropped and counted.
+It never blocks or fails a request: entries wait in a bounded buffer, a thread writes them in batches, and every row
+that is not written is counted.
 """
 
 import hashlib
@@ -79,14 +79,23 @@ def is_missing(value: float | str) -> bool:
     return value == "" or value != value  # NaN alone differs from itself
 
 
+class PartlyWritten(Exception):
+    """The first `rows` rows are written, the rest of the entries is lost."""
+
+    def __init__(self, rows: int) -> None:
+        super().__init__(f"only {rows} rows were written")
+        self.rows = rows
+
+
 class Sink(Protocol):
     def write(self, entries: Sequence[Entry]) -> None:
-        """Raises when the entries are lost."""
+        """Raises `PartlyWritten` when some of the entries are lost, anything else when all of them are."""
         ...
 
 
 class PredictionLog:
-    """`rows` counts what was "written", "failed" (the sink refused it) and "dropped" (the buffer was full)."""
+    """`rows` counts what was "written", "failed" (the sink refused it) and "dropped" (the buffer was full, or the
+    log was closed before its turn came)."""
 
     def __init__(self, sink: Sink, *, capacity_rows: int = CAPACITY_ROWS, write_s: float = WRITE_S) -> None:
         self.rows: Counter[str] = Counter(written=0, failed=0, dropped=0)
@@ -94,14 +103,16 @@ class PredictionLog:
         self._lock = threading.Lock()
         self._waiting: list[Entry] = []
         self._waiting_rows = 0
+        self._writing_rows = 0
         self._due = threading.Event()
         self._closing = False
+        self._closed = False
         self._thread = threading.Thread(target=self._run, name="prediction-log", daemon=True)
         self._thread.start()
 
     def add(self, entry: Entry) -> None:
         with self._lock:
-            if self._waiting_rows + entry.batch.rows > self._capacity_rows:
+            if self._closed or self._waiting_rows + entry.batch.rows > self._capacity_rows:
                 self.rows["dropped"] += entry.batch.rows
                 return
             self._waiting.append(entry)
@@ -110,11 +121,18 @@ class PredictionLog:
         if due:
             self._due.set()
 
-    def close(self) -> None:
-        """Write what waits, for at most `CLOSE_S`, then stop."""
+    def close(self, timeout_s: float = CLOSE_S) -> None:
+        """Write what waits, for at most `timeout_s`; what is not written by then counts as dropped."""
         self._closing = True
         self._due.set()
-        self._thread.join(CLOSE_S)
+        self._thread.join(timeout_s)
+        with self._lock:
+            self._closed = True
+            lost = self._waiting_rows + self._writing_rows
+            self._waiting, self._waiting_rows, self._writing_rows = [], 0, 0
+            self.rows["dropped"] += lost
+        if lost:
+            logger.error("%d rows of the prediction log are lost: not written %g s after the end", lost, timeout_s)
 
     def _run(self) -> None:
         closing = False
@@ -124,15 +142,19 @@ class PredictionLog:
             closing = self._closing
             with self._lock:
                 entries, self._waiting = self._waiting, []
-                rows, self._waiting_rows = self._waiting_rows, 0
+                self._writing_rows, self._waiting_rows = self._waiting_rows, 0
             if entries:
-                self._write(entries, rows)
+                self._write(entries)
 
-    def _write(self, entries: list[Entry], rows: int) -> None:
+    def _write(self, entries: list[Entry]) -> None:
+        rows = written = sum(entry.batch.rows for entry in entries)
         try:
             self._sink.write(entries)
-        except Exception:  # whatever ails the sink, requests go on and the next write is tried
-            self.rows["failed"] += rows
-            logger.exception("%d rows of the prediction log are lost", rows)
-        else:
-            self.rows["written"] += rows
+        except Exception as error:  # whatever ails the sink, requests go on and the next write is tried
+            written = error.rows if isinstance(error, PartlyWritten) else 0
+            logger.exception("%d rows of the prediction log are lost", rows - written)
+        with self._lock:
+            if not self._closed:  # else `close` has counted them
+                self.rows["written"] += written
+                self.rows["failed"] += rows - written
+            self._writing_rows = 0

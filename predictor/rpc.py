@@ -4,6 +4,7 @@ The messages are those of the kserve SDK, whose import alone takes more memory t
 import this module only where gRPC is asked for.
 """
 
+import asyncio
 import logging
 import time
 from typing import Any, Final
@@ -11,9 +12,11 @@ from typing import Any, Final
 import grpc  # type: ignore[import-untyped]
 from kserve.protocol.grpc import grpc_predict_v2_pb2 as pb
 from kserve.protocol.grpc import grpc_predict_v2_pb2_grpc as pb_grpc
+from numpy.typing import NDArray
 
 from predictor import answers, v2
-from predictor.app import Service, check_model, identity_headers, request_id_of
+from predictor.app import INLINE_BYTES, Service, check_model, identity_headers, request_id_of
+from predictor.columns import Batch
 from predictor.errors import ClientError, InvalidInput
 from serin.errors import UserError
 
@@ -99,7 +102,11 @@ class Servicer(pb_grpc.GRPCInferenceServiceServicer):
         await context.send_initial_metadata((*self._identity, ("x-request-id", request_id)))
         status = 500
         try:
-            response = self._infer(request, request_id)
+            if request.ByteSize() <= INLINE_BYTES:
+                batch, scores, response = self._infer(request, request_id)
+            else:
+                batch, scores, response = await asyncio.to_thread(self._infer, request, request_id)
+            self._service.record(request_id, batch, scores)
             status = 200
         except ClientError as error:
             status = error.status
@@ -117,13 +124,14 @@ class Servicer(pb_grpc.GRPCInferenceServiceServicer):
         except ClientError as error:
             await context.abort(_CODES[error.status], str(error))
 
-    def _infer(self, request: pb.ModelInferRequest, request_id: str) -> pb.ModelInferResponse:
+    def _infer(
+        self, request: pb.ModelInferRequest, request_id: str
+    ) -> tuple[Batch, NDArray[Any], pb.ModelInferResponse]:
         check_model(self._service, request.model_name)
         service, signature = self._service, self._signature
         batch = v2.to_batch(_tensors(request), service.scores.layout, service.limits.rows)
         outputs = v2.requested([output.name for output in request.outputs], signature)
         scores = service.scores.score(batch)
-        service.record(request_id, batch, scores)
         response = pb.ModelInferResponse(model_name=service.model, id=request.id or request_id)
         columns, datatypes = answers.columns(signature, scores), answers.datatypes(signature)
         for name in outputs:
@@ -134,7 +142,7 @@ class Servicer(pb_grpc.GRPCInferenceServiceServicer):
                 output.contents.bytes_contents.extend(value.encode() for value in columns[name])
             else:
                 getattr(output.contents, _CONTENTS[datatypes[name]]).extend(columns[name])
-        return response
+        return batch, scores, response
 
 
 def _headers(context: grpc.aio.ServicerContext) -> list[tuple[str, bytes]]:

@@ -12,7 +12,7 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import FrameType
-from typing import Final
+from typing import Final, NoReturn
 
 import uvicorn
 from pydantic import ValidationError
@@ -33,13 +33,20 @@ QUIET_S: Final = 0.5
 """A draining server ends when no request came for this long."""
 
 
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        raise UserError(f"{self.prog}: {message}.")
+
+
 def parser(prog: str) -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog=prog, description="Serve one model directory over KServe's protocols.")
+    """Its `parse_args` raises `UserError`."""
+    parser = _Parser(prog=prog, description="Serve one model directory over KServe's protocols.")
     parser.add_argument("--model-name", required=True)
     parser.add_argument("--model-dir", type=Path, required=True)
     revision = os.environ.get("K_REVISION")  # set by Knative
     parser.add_argument("--revision", default=revision, required=revision is None)
-    parser.add_argument("--digest", help="refuse to serve any other model: sha256:…")
+    digest = os.environ.get("SERIN_MODEL_DIGEST")  # set by serin's controller
+    parser.add_argument("--digest", default=digest, help="refuse to serve any other model: sha256:…")
     parser.add_argument("--host", default="127.0.0.1")
     parser.add_argument("--http-port", type=int, default=8080)
     parser.add_argument("--grpc-port", type=int, help="serve gRPC as well")
@@ -78,6 +85,10 @@ def serve(
             f"Model {root}: a file in meta/ is not what this server reads ({reason}); serve it with the version that "
             "made it, or export it again."
         ) from error
+    except OSError as error:
+        raise UserError(
+            f"Model {root}: {error.filename} cannot be read ({error.strerror}); mount it readable or export it again."
+        ) from error
     warm_up(scorer, explainer, samples)
     names = {"model": arguments.model_name, "revision": arguments.revision}
     log = _log(arguments, scorer, digest=model.digest(root), **names)
@@ -91,16 +102,7 @@ def serve(
         log=log,
         explainer=explainer,
     )
-    config = uvicorn.Config(
-        Observed(wrap(application(service)), service),
-        host=arguments.host,
-        log_config=None,
-        access_log=False,
-        lifespan="off",
-        server_header=False,
-        timeout_keep_alive=65,  # longer than a proxy's idle timeout, so that the proxy closes first
-        timeout_graceful_shutdown=int(arguments.drain_s),
-    )
+    config = http(Observed(wrap(application(service)), service), host=arguments.host, drain_s=arguments.drain_s)
     gc.collect()
     gc.freeze()  # what start-up made lives as long as the process: spare every later collection the walk
     server = _Server(config, service, arguments.drain_s, arguments.grpc_port)
@@ -110,6 +112,21 @@ def serve(
         gc.unfreeze()
         if log:
             log.close()
+
+
+def http(app: ASGIApp, *, host: str = "127.0.0.1", drain_s: float = 0) -> uvicorn.Config:
+    return uvicorn.Config(
+        app,
+        host=host,
+        log_config=None,
+        access_log=False,
+        lifespan="off",
+        ws="none",
+        proxy_headers=False,
+        server_header=False,
+        timeout_keep_alive=65,  # longer than a proxy's idle timeout, so that the proxy closes first
+        timeout_graceful_shutdown=int(drain_s),
+    )
 
 
 def _log(arguments: argparse.Namespace, scorer: Scorer, **names: str) -> PredictionLog | None:
@@ -123,8 +140,8 @@ def _log(arguments: argparse.Namespace, scorer: Scorer, **names: str) -> Predict
 def _listen(host: str, port: int) -> socket.socket:
     try:
         return socket.create_server((host, port), family=socket.AF_INET6 if ":" in host else socket.AF_INET)
-    except OSError as error:
-        raise UserError(f"Cannot listen on {host}:{port} ({error.strerror}); pass another --http-port.") from error
+    except (OSError, OverflowError) as error:
+        raise UserError(f"Cannot listen on {host}:{port} ({error}); pass another --http-port.") from error
 
 
 class _Server(uvicorn.Server):

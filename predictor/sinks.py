@@ -16,7 +16,7 @@ import orjson
 
 from predictor import answers
 from predictor.columns import Batch
-from predictor.log import Entry, Fields, Sink, is_missing
+from predictor.log import Entry, Fields, PartlyWritten, Sink, is_missing
 from serin.errors import UserError
 from serin.model import Signature
 
@@ -33,7 +33,7 @@ S3_CREDENTIALS: Final = (
 def sink(target: str, fields: Fields, signature: Signature, *, model: str, revision: str, digest: str) -> Sink:
     """`target`: a directory, an s3:// prefix, or an http(s) address. Raises `UserError` if it is none of them."""
     if target.startswith(("http://", "https://")):
-        return CloudEvents(target, fields, signature, model=model, revision=revision, digest=digest)
+        return CloudEvents(_address(target), fields, signature, model=model, revision=revision, digest=digest)
     if target.startswith("s3://"):
         place = _temporary_directory(), _s3(target)
     elif "://" in target:
@@ -43,6 +43,17 @@ def sink(target: str, fields: Fields, signature: Signature, *, model: str, revis
     else:
         place = _directory(Path(target))
     return ParquetFiles(*place, fields, signature, revision=revision, digest=digest)
+
+
+def _address(target: str) -> urllib.parse.SplitResult:
+    try:
+        address = urllib.parse.urlsplit(target)
+        known = bool(address.hostname) and address.port != 0
+    except ValueError:
+        known = False
+    if not known or address.username is not None:
+        raise UserError(f"Prediction log: {target!r} is no address of the form http://host:port/path; correct --log.")
+    return address
 
 
 Keep = Callable[[Path, str], object]
@@ -159,9 +170,16 @@ class CloudEvents:
     …inference.response with the predictions, both under the request's id."""
 
     def __init__(
-        self, address: str, fields: Fields, signature: Signature, *, model: str, revision: str, digest: str
+        self,
+        address: urllib.parse.SplitResult,
+        fields: Fields,
+        signature: Signature,
+        *,
+        model: str,
+        revision: str,
+        digest: str,
     ) -> None:
-        self._address, self._fields, self._signature = urllib.parse.urlsplit(address), fields, signature
+        self._address, self._fields, self._signature = address, fields, signature
         self._headers = {
             "Content-Type": "application/json",
             "ce-specversion": "1.0",
@@ -176,6 +194,7 @@ class CloudEvents:
         kind = http.client.HTTPSConnection if self._address.scheme == "https" else http.client.HTTPConnection
         connection = kind(self._address.netloc, timeout=TIMEOUT_S)
         path = urllib.parse.urlunsplit(("", "", self._address.path or "/", self._address.query, ""))
+        written = 0
         try:
             for entry in entries:
                 when = datetime.fromtimestamp(entry.time_s, UTC).isoformat()
@@ -186,7 +205,10 @@ class CloudEvents:
                     answer = connection.getresponse()
                     answer.read()
                     if answer.status >= 300:
-                        raise ConnectionError(f"{self._address.geturl()} answered {answer.status}")
+                        raise ConnectionError(f"{self._address.hostname} answered {answer.status}")
+                written += entry.batch.rows
+        except (OSError, http.client.HTTPException) as error:
+            raise PartlyWritten(written) from error
         finally:
             connection.close()
 

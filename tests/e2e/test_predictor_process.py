@@ -188,6 +188,34 @@ def test_refuses_a_file_it_cannot_read(tmp_path: Path) -> None:
     assert "not what this server reads (Signature: Input should be 1)" in refused(tmp_path)
 
 
+def test_refuses_a_model_without_its_signature(tmp_path: Path) -> None:
+    models.write(tmp_path)
+    (tmp_path / "meta" / "signature.json").unlink()
+    seal(tmp_path)
+    assert "meta/signature.json cannot be read (No such file or directory)" in refused(tmp_path)
+
+
+def test_refuses_an_explanation_of_another_model(tmp_path: Path) -> None:
+    explanation = models.EXPLANATION
+    column = explanation.columns[0].model_copy(update={"feature": "age"})
+    models.write(tmp_path, explanation=explanation.model_copy(update={"columns": (column, *explanation.columns[1:])}))
+    assert "meta/explanation.json explains ['age']" in refused(tmp_path)
+
+
+def test_websockets_are_not_spoken(root: Path) -> None:
+    with running(root) as (_, port):
+        connection = http.client.HTTPConnection("127.0.0.1", port, timeout=10)
+        upgrade = {"Connection": "Upgrade", "Upgrade": "websocket", "Sec-WebSocket-Version": "13",
+                   "Sec-WebSocket-Key": "dGhlIHNhbXBsZSBub25jZQ=="}  # fmt: skip
+        connection.request("GET", "/x", headers=upgrade)
+        assert connection.getresponse().status == 404
+
+
+@pytest.mark.parametrize("port", ["-1", "65536", "http"])
+def test_refuses_what_is_no_port(root: Path, port: str) -> None:
+    assert "--http-port" in refused(root, f"--http-port={port}")
+
+
 def test_refuses_a_port_in_use(root: Path) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = str(taken.getsockname()[1])

@@ -129,6 +129,11 @@ def tensor(name: str, datatype: str, **contents: list[object]) -> pb.ModelInferR
             "'outputs': expected",
         ),
         (
+            {"inputs": [tensor("x" * 15_000, "FP32", fp32_contents=[1])]},
+            grpc.StatusCode.INVALID_ARGUMENT,
+            "Unknown field 'xxx",
+        ),
+        (
             {"inputs": [tensor("tenure", "FP32", fp32_contents=[1] * 10_000)]},
             grpc.StatusCode.RESOURCE_EXHAUSTED,
             "",

@@ -329,6 +329,10 @@ def test_compressed_bodies_are_refused(client: Client) -> None:
     assert answer.status_code == 415 and "'gzip'" in answer.json()["error"]
 
 
+def test_a_refusal_repeats_no_more_than_a_sentence(client: Client) -> None:
+    assert len(refusal(client, {"instances": [{"x" * 1500: 1}]})) == 1000
+
+
 @pytest.mark.parametrize("content_type", [None, "text/plain", "application/json; charset=utf-8"])
 def test_json_needs_no_content_type(client: Client, content_type: str | None) -> None:
     headers = {"content-type": content_type} if content_type else {}

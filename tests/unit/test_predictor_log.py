@@ -94,6 +94,10 @@ def test_bad_fields_are_refused(excluded: set[str], hashed: set[str], key: bytes
     [
         ("/proc/log", {}, "/proc/log cannot be made"),
         ("gs://bucket/log", {}, "neither a directory, an s3:// prefix nor an http address"),
+        ("http://", {}, "no address of the form"),
+        ("http://[::1", {}, "no address of the form"),
+        ("http://host:99999/log", {}, "no address of the form"),
+        ("http://user:secret@host/log", {}, "no address of the form"),
         ("s3://bucket/log", {}, "set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY"),
         ("s3://bucket/log", {"AWS_ACCESS_KEY_ID": "k"}, "Missing SecretAccessKey"),
         ("s3://", {"AWS_ACCESS_KEY_ID": "k", "AWS_SECRET_ACCESS_KEY": "s"}, "Unable to recognise URL"),
@@ -150,6 +154,22 @@ def test_a_stuck_sink_loses_rows_and_nothing_else() -> None:
     assert stuck.written == list(ENTRIES)
 
 
+def test_rows_not_written_at_the_end_are_counted(caplog: pytest.LogCaptureFixture) -> None:
+    """Those being written, those that wait, and those that come later."""
+    stuck = Stuck()
+    log = PredictionLog(stuck, write_s=0.01)
+    log.add(ENTRIES[0])
+    assert stuck.entered.wait(10)
+    log.add(ENTRIES[1])
+    log.close(timeout_s=0.05)
+    log.add(ENTRIES[1])
+    assert log.rows == {"written": 0, "failed": 0, "dropped": 4}
+    assert "3 rows of the prediction log are lost" in caplog.text
+    stuck.go.set()
+    log._thread.join(10)
+    assert log.rows == {"written": 0, "failed": 0, "dropped": 4}  # each once
+
+
 @pytest.fixture
 def events() -> Iterator[tuple[str, list[tuple[dict[str, str], object]]]]:
     received: list[tuple[dict[str, str], object]] = []
@@ -160,7 +180,8 @@ def events() -> Iterator[tuple[str, list[tuple[dict[str, str], object]]]]:
         def do_POST(self) -> None:
             body = self.rfile.read(int(self.headers["content-length"]))
             received.append((dict(self.headers), json.loads(body)))
-            self.send_response(500 if self.path == "/broken" else 202)
+            refused = self.path == "/broken" or (self.path == "/full" and len(received) > 2)
+            self.send_response(500 if refused else 202)
             self.send_header("content-length", "0")
             self.end_headers()
 
@@ -194,8 +215,11 @@ def test_cloud_events_are_kserves(events: tuple[str, list[tuple[dict[str, str], 
 
 
 def test_a_sink_that_refuses_events_is_counted(events: tuple[str, list[tuple[dict[str, str], object]]]) -> None:
-    address, _ = events
-    log = PredictionLog(sink(f"{address}/broken", Fields(LAYOUT), models.SIGNATURE, **NAMES), write_s=HOUR_S)
-    log.add(ENTRIES[0])
-    log.close()
-    assert log.rows == {"written": 0, "failed": 2, "dropped": 0}
+    address, received = events
+    for path, written, failed in (("broken", 0, 3), ("full", 2, 1)):
+        received.clear()
+        log = PredictionLog(sink(f"{address}/{path}", Fields(LAYOUT), models.SIGNATURE, **NAMES), write_s=HOUR_S)
+        for each in ENTRIES:
+            log.add(each)
+        log.close()
+        assert log.rows == {"written": written, "failed": failed, "dropped": 0}

@@ -34,6 +34,14 @@ def test_no_file_is_made_outside_kubernetes(message: Path) -> None:
     assert not message.exists()
 
 
+def test_a_bad_argument_is_the_users_to_fix(message: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    message.touch()
+    monkeypatch.delenv("K_REVISION", raising=False)
+    monkeypatch.setattr("sys.argv", ["predictor", "--model-name", "churn", "--model-dir", "/mnt/models"])
+    assert server.main(server.parser("predictor"), refuse) == 2
+    assert message.read_text() == "predictor: the following arguments are required: --revision."
+
+
 def test_knative_names_the_revision(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("K_REVISION", "churn-predictor-00007")
     arguments = server.parser("predictor").parse_args(["--model-name", "churn", "--model-dir", "/mnt/models"])
