@@ -1,6 +1,6 @@
 """The images: how they are called, built, put on a cluster and named in manifests.
 
-python docker/images.py name TARGET | build [TARGET …] | load kind|minikube|single-node | fill < manifests
+python docker/images.py name TARGET | build | load kind|minikube|single-node | fill < manifests
 
 An image is called dev.local/serin/<target>:<hash of what goes into it>: the same sources have the same name on every
 machine, and what is changed is never taken for what was loaded before. The environment can change BASE_IMAGE,
@@ -102,7 +102,7 @@ def main() -> int:
                                      formatter_class=argparse.RawDescriptionHelpFormatter)  # fmt: skip
     commands = parser.add_subparsers(dest="command", required=True)
     commands.add_parser("name", help="print a name").add_argument("target", choices=TARGETS)
-    commands.add_parser("build").add_argument("targets", nargs="*", choices=TARGETS, default=TARGETS)
+    commands.add_parser("build", help="make all")
     commands.add_parser("load").add_argument("cluster", choices=("kind", "minikube", "single-node"))
     commands.add_parser("fill", help="set the tags of manifests on standard input")
     arguments = parser.parse_args()
@@ -114,8 +114,8 @@ def main() -> int:
             case "name":
                 print(names[arguments.target])
             case "build":
-                for target in arguments.targets:
-                    _build(target, names[target], base, docker)
+                for target, full in names.items():
+                    _build(target, full, base, docker)
             case "load":
                 for full in names.values():
                     _load(arguments.cluster, full, docker)

@@ -3,7 +3,9 @@
 import ast
 import importlib.metadata
 import importlib.util
+import os
 import re
+import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -106,6 +108,55 @@ def test_no_placeholder_is_left_in_our_manifests() -> None:
     filled = images.fill("".join(texts), dict.fromkeys(images.TARGETS, "named"))
     assert filled.count("image: named") == 2
     assert not re.search(r"image: \S+:dev\b", filled)
+
+
+# the program
+
+
+@pytest.fixture
+def called(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A docker, a kind and a ctr that write down how they are called."""
+    calls = tmp_path / "calls"
+    for program in ("docker", "kind", "ctr"):
+        file = tmp_path / program
+        then = "cat" if program == "ctr" else "echo 1000000"
+        file.write_text(f'#!/bin/sh\necho "{program} $*" >> {calls}\n{then}\n', encoding="utf-8")
+        file.chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
+    for variable in ("DOCKER", "BASE_IMAGE", "IMAGE_REPOSITORY", "KIND_CLUSTER", "CONTAINERD_SOCKET"):
+        monkeypatch.delenv(variable, raising=False)
+    return calls
+
+
+def program(*arguments: str, given: str = "") -> str:
+    command = [sys.executable, "docker/images.py", *arguments]
+    return subprocess.run(command, cwd=ROOT, input=given, capture_output=True, text=True, check=True).stdout
+
+
+def test_build_makes_every_image_under_its_name(called: Path) -> None:
+    told = program("build")
+    for target in images.TARGETS:
+        name = program("name", target).strip()
+        assert f"{name}  1 MB" in told
+        assert f"--target {target} -f docker/Dockerfile -t {name} " in called.read_text()
+
+
+@pytest.mark.parametrize("cluster", ["kind", "single-node"])
+def test_load_puts_every_image_on_the_cluster(called: Path, cluster: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CONTAINERD_SOCKET", "/a/socket")
+    program("load", cluster)
+    for target in images.TARGETS:
+        name = program("name", target).strip()
+        loaded = {"kind": f"kind load docker-image {name} --name kind", "single-node": f"docker save {name}"}
+        assert loaded[cluster] in called.read_text()
+    assert called.read_text().count("ctr --address /a/socket -n k8s.io images import -") == 3 * (cluster != "kind")
+
+
+def test_fill_is_a_filter(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("IMAGE_REPOSITORY", "registry.example/serin")
+    name = program("name", "predictor").strip()
+    assert name.startswith("registry.example/serin/predictor:")
+    assert program("fill", given="image: dev.local/serin/predictor:dev\n") == f"image: {name}\n"
 
 
 # packages
