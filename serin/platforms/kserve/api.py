@@ -88,6 +88,13 @@ class Api:
         except NotFound:
             return None
 
+    def text(self, path: str) -> str | None:
+        """What is not JSON, such as what a pod says through the API server's proxy; None when there is no such thing."""
+        try:
+            return self._call("GET", path, query={}).data.decode()
+        except NotFound:
+            return None
+
     def list(self, path: str, labels: str = "") -> Json:
         return self._request("GET", path, query={"labelSelector": labels} if labels else {})
 
