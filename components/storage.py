@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 OBJECT_STORES: Final = ("s3", "gs")
 CLAIM: Final = "pvc"
 TIMEOUT_S: Final = 60.0
+RETRIES: Final = 3
 RETRY_DELAY_S: Final = 10.0
 S3_CREDENTIALS: Final = (
     "AWS_ACCESS_KEY_ID",
@@ -101,7 +102,7 @@ def get(address: str, name: str, file: Path) -> None:
     """The object `name` under `address`, as `file`."""
     import obstore
 
-    with _asking(f"{address}/{name}"), file.open("wb") as out:
+    with file.open("wb") as out, _asking(f"{address}/{name}"):
         for chunk in obstore.get(_objects(address), name).stream():
             out.write(chunk)
 
@@ -110,8 +111,8 @@ def put(file: Path, address: str, name: str) -> None:
     """`file` as the object `name` under `address`."""
     import obstore
 
-    with _asking(f"{address}/{name}"):
-        obstore.put(_objects(address), name, file)
+    with file.open("rb") as content, _asking(f"{address}/{name}"):
+        obstore.put(_objects(address), name, content)
 
 
 def names(address: str) -> list[str]:
@@ -156,7 +157,7 @@ def _objects(address: str) -> "ObjectStore":
             "allow_http": os.environ.get("AWS_ENDPOINT_URL", "").startswith("http://"),
             "timeout": timedelta(seconds=TIMEOUT_S),
         },
-        retry_config={"max_retries": 3, "retry_timeout": timedelta(seconds=TIMEOUT_S)},
+        retry_config={"max_retries": RETRIES, "retry_timeout": timedelta(seconds=TIMEOUT_S)},
     )
 
 
@@ -167,10 +168,11 @@ def _asking(address: str) -> Iterator[None]:
 
     try:
         yield
-    except (exceptions.NotFoundError, FileNotFoundError) as error:
-        raise UserError(f"There is nothing at {address}; correct the address.") from error
-    except (exceptions.PermissionDeniedError, exceptions.UnauthenticatedError) as error:
-        raise UserError(f"The credentials do not open {address}; correct AWS_ACCESS_KEY_ID.") from error
-    except exceptions.BaseError as error:
+    except (FileNotFoundError, exceptions.BaseError) as error:
         reason = str(error).partition("\n")[0]
+        # what listing is refused comes as a GenericError with the answer in its text
+        if isinstance(error, FileNotFoundError) or "404 Not Found" in reason:
+            raise UserError(f"There is nothing at {address}; correct the address.") from error
+        if isinstance(error, exceptions.PermissionDeniedError | exceptions.UnauthenticatedError) or "403 F" in reason:
+            raise UserError(f"The credentials do not open {address}; correct AWS_ACCESS_KEY_ID.") from error
         raise TryAgain(f"{address} cannot be reached ({reason})", delay_s=RETRY_DELAY_S) from error
