@@ -28,7 +28,7 @@ from serin.platforms import Platform, connect
 from serin.platforms.embedded import client, processes
 from serin.platforms.embedded.client import Embedded
 from serin.rollout import Candidate, EnvVar, ModelRollout, Phase, Spec, parse
-from serin.target import pass_platform, remembered, rollout_argument, rollout_named, said
+from serin.target import connected, pass_platform, remembered, rollout_argument, rollout_named, said
 
 FAULTS: Final = ("errors", "latency", "scores", "crash", "slowstart")
 SWITCHES: Final = ("pause", "resume", "approve", "promote", "abort")
@@ -279,6 +279,25 @@ def load(platform: Platform, service: str, rate: float, seconds: float | None, o
         load_generator.run_to_file(platform.address, service, records, rate=rate, seconds=seconds, out=out)
     )
     click.echo(json.dumps(tally.document()))
+
+
+@cli.command()
+@click.pass_context
+def doctor(context: click.Context) -> None:
+    """What a cluster lacks for releases, each with its fix."""
+    from serin import doctor as examination
+    from serin.platforms.kserve.client import KServe
+
+    context.meta.setdefault("serin.platform", "kserve")
+    platform = connected(context)
+    if not isinstance(platform, KServe):
+        raise UserError("`serin doctor` looks at clusters; name one with --platform kserve:NAMESPACE.")
+    reading = examination.read(platform.api, platform.namespace)
+    found = examination.findings(reading, datetime.now(UTC))
+    for each in found:
+        click.echo(f"{each.verdict:<3}  {each.what}: {each.told}")
+    if any(each.verdict is examination.Verdict.FIX for each in found):
+        raise SystemExit(1)
 
 
 for judge_command in judge_commands:

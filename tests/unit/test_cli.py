@@ -422,3 +422,19 @@ def test_the_command_needs_nothing_of_the_pipeline():
         "import serin.cli, serin.platforms.kserve.client\n"
     )
     assert subprocess.run([sys.executable, "-c", program], timeout=60, check=False).returncode == 0
+
+
+# doctor
+
+
+def test_doctor_names_what_is_missing_and_ends_with_1(kubectl, monkeypatch):
+    monkeypatch.setattr(FakeApi, "text", lambda api, path: None, raising=False)
+    monkeypatch.setattr(FakeApi, "create", lambda api, path, document: {"status": {"allowed": True}})
+    kubectl.api.objects["/version"] = {"gitVersion": "v1.34.4"}
+    said = kubectl("doctor")
+    assert said.code == 1 and "ok   Kubernetes: v1.34.4\n" in said.out
+    assert "fix  ModelRollout: is not there; `kubectl apply --server-side -k manifests/crd` makes it.\n" in said.out
+
+
+def test_doctor_looks_at_clusters_only(serin, store):
+    assert "looks at clusters" in refused(serin("doctor", "--platform", "embedded:.serin"))

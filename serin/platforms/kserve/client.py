@@ -40,7 +40,7 @@ class KServe:
 
     def __init__(self, namespace: str, api: Api, *, gateway: str | None = None) -> None:
         self.namespace = namespace
-        self._api = api
+        self.api = api
         self._gateway = gateway
 
     @classmethod
@@ -58,7 +58,7 @@ class KServe:
             return self._gateway.rstrip("/")
         where = Where()
         with _explained():
-            found = self._api.get(objects.service(where.namespace, where.service))
+            found = self.api.get(objects.service(where.namespace, where.service))
         return f"http://{found['spec']['clusterIP']}" if found is not None else None
 
     def host(self, service: str) -> str | None:
@@ -93,13 +93,13 @@ class KServe:
 
     def rollouts(self) -> list[ModelRollout]:
         with _explained():
-            listed = self._api.list(objects.rollouts(self.namespace))
+            listed = self.api.list(objects.rollouts(self.namespace))
         found = [_read(each) for each in listed["items"]]
         return sorted(found, key=lambda each: (each.metadata.creation_timestamp, each.metadata.name))
 
     def find(self, name: str) -> ModelRollout | None:
         with _explained():
-            found = self._api.get(objects.rollouts(self.namespace, name))
+            found = self.api.get(objects.rollouts(self.namespace, name))
         return _read(found) if found is not None else None
 
     def windows(self, name: str, *, last: int | None = None) -> list[dict[str, Any]]:
@@ -118,25 +118,25 @@ class KServe:
         }
         try:
             with _explained():
-                self._api.create(objects.rollouts(self.namespace), document)
+                self.api.create(objects.rollouts(self.namespace), document)
         except Conflict as error:
             raise UserError(f"A rollout named {rollout.metadata.name} exists; choose another name.") from error
 
     def patch_spec(self, name: str, **changes: bool) -> None:
         with _explained():
-            self._api.patch(objects.rollouts(self.namespace, name), {"spec": changes})
+            self.api.patch(objects.rollouts(self.namespace, name), {"spec": changes})
 
     def problem(self) -> str | None:
         """None also for those who may not look: a pipeline step needs no rights in the controller's namespace."""
         try:
-            lease = self._api.get(objects.lease(CONTROLLER_NAMESPACE, LEASE))
+            lease = self.api.get(objects.lease(CONTROLLER_NAMESPACE, LEASE))
         except Forbidden:
             return None
         return idle(lease, datetime.now(UTC))
 
     def _service(self, name: str) -> Json | None:
         with _explained():
-            return self._api.get(objects.services(self.namespace, name))
+            return self.api.get(objects.services(self.namespace, name))
 
 
 def idle(lease: Json | None, now: datetime) -> str | None:
