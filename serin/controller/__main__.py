@@ -15,14 +15,25 @@ from typing import Final
 from prometheus_client import generate_latest
 
 from serin.controller.cache import Cache
-from serin.controller.controller import Controller, Metrics
+from serin.controller.controller import Controller, Metrics, generation_changed, service_of
 from serin.controller.leader import Leader
 from serin.errors import UserError
+from serin.platforms.kserve import objects, service
 from serin.platforms.kserve.api import Api
-from serin.platforms.kserve.gateway import Gateway, Where
+from serin.platforms.kserve.gateway import (
+    REVISION,
+    EnvoyTelemetry,
+    Gateway,
+    Telemetry,
+    Where,
+    kept_of_pod,
+    revision_of,
+)
+from serin.telemetry.prometheus import PrometheusTelemetry
 
 STUCK_S: Final = 60.0
-"""A loop that did not come round for this long is reported as unhealthy."""
+"""A look that has been due for this long is reported as unhealthy."""
+POLL_S: Final = 0.5
 
 
 class _JsonLines(logging.Formatter):
@@ -48,6 +59,9 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--gateway-namespace", default=where.namespace)
     parser.add_argument("--gateway-pods", default=where.pods, help="label selector of the gateway's pods")
     parser.add_argument("--gateway-service", default=where.service)
+    parser.add_argument(
+        "--prometheus", metavar="URL", help="take counts from there instead of from the gateway's pods"
+    )
     parser.add_argument("--log-level", default="INFO")
     return parser.parse_args()
 
@@ -58,7 +72,7 @@ def _serve_health(host: str, port: int, controller: Controller, leader: Leader, 
             if self.path == "/metrics":
                 self._answer(200, generate_latest(metrics.registry))
             elif self.path in ("/healthz", "/readyz"):
-                stuck = leader.leads and time.monotonic() - controller.last_round_s > STUCK_S
+                stuck = leader.leads and controller.stuck_s() > STUCK_S
                 self._answer(503 if stuck else 200, b"stuck\n" if stuck else b"ok\n")
             else:
                 self._answer(404, b"there are /healthz, /readyz and /metrics\n")
@@ -89,23 +103,34 @@ def main() -> int:
     try:
         api = Api.connect()
         where = Where(arguments.gateway_namespace, arguments.gateway_pods, arguments.gateway_service)
-        cache, metrics = Cache(api), Metrics()
-        controller = Controller(api, Gateway(api, where), cache, metrics)
+        rollouts = Cache(api, objects.rollouts(), group=service_of, matters=generation_changed)
+        services = Cache(api, objects.services(), keep=service.kept)
+        telemetry, pods = _telemetry(api, where, arguments.prometheus)
+        metrics = Metrics(api, rollouts)
+        controller = Controller(api, telemetry, Gateway(api, where), rollouts, services, metrics)
+        rollouts.changed = services.changed = controller.service_changed
         leader = Leader(api, arguments.namespace, f"{socket.gethostname()}_{os.getpid()}")
         _serve_health(arguments.host, arguments.port, controller, leader, metrics)
-        leader.acquire(stop)
-        if stop.is_set():
-            return 0
-        cache.refresh()
-        threading.Thread(target=cache.follow, args=(stop,), name="watch", daemon=True).start()
-        keeper = threading.Thread(target=leader.keep, args=(stop,), name="lease", daemon=True)
-        keeper.start()
-        controller.run(stop)
-        keeper.join(5)
+        caches = [rollouts, services, *pods]
+        for work in (leader.keep, *(cache.follow for cache in caches)):
+            threading.Thread(target=work, args=(stop,), daemon=True).start()
+        while not stop.wait(POLL_S):
+            if leader.leads and all(cache.filled.is_set() for cache in caches):
+                controller.run(lambda: stop.is_set() or not leader.leads)
+        leader.hand_over()
     except UserError as error:
         print(f"serin: {error}", file=sys.stderr)
         return 2
     return 0
+
+
+def _telemetry(api: Api, where: Where, prometheus: str | None) -> tuple[Telemetry, list[Cache]]:
+    """Where counts come from, and the pods that must be known for it."""
+    if prometheus is not None:
+        return PrometheusTelemetry(prometheus), []
+    gateways = Cache(api, objects.pods(where.namespace), labels=where.pods, keep=kept_of_pod)
+    predictors = Cache(api, objects.pods(), labels=REVISION, group=revision_of, keep=kept_of_pod)
+    return EnvoyTelemetry(gateways.documents, predictors.of), [gateways, predictors]
 
 
 if __name__ == "__main__":

@@ -1,138 +1,251 @@
-"""The controller's loop: look at every unfinished rollout, store the next status, then change the service.
+"""The controller: look at every unfinished rollout when it is due, store the next status, then change the service.
 
-Level-triggered: each look starts from what the API server and the gateway show. The status is stored before the
-service is changed, with the version it was computed from; so two controllers, or one that died and came back, can
-neither undo each other's steps nor forget the way back.
+Level-triggered: each look starts from what watches of the API server and the counters show. The status is stored
+before the service is changed, with the version it was computed from; so two controllers, or one that died and came
+back, can neither undo each other's steps nor forget the way back.
+
+What is looked at is a service with all its rollouts: when something about it changed, and at the latest a period
+after the last look. With many rollouts in flight the period grows, so that the work to be done per second does not.
 """
 
 import logging
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from datetime import UTC, datetime
 from typing import Any, Final
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
+from prometheus_client import CollectorRegistry, Counter, Histogram
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 
-from serin.controller.cache import Cache
+from serin.controller.cache import Cache, Key
+from serin.controller.due import DueTimes
 from serin.errors import TryAgain, UserError
 from serin.platforms.kserve import objects
 from serin.platforms.kserve import service as kserve
-from serin.platforms.kserve.api import Api, Conflict
+from serin.platforms.kserve.api import Api, Conflict, Unavailable
 from serin.platforms.kserve.choreography import Change, Create, Delete, Patch, next_change
-from serin.platforms.kserve.gateway import Checks, Gateway
-from serin.platforms.kserve.measure import Series
+from serin.platforms.kserve.gateway import Checks, Gateway, Telemetry
 from serin.platforms.kserve.step import Seen, memory, step
 from serin.reconcile import Action, RunChecks, SetSplit, unwatched
 from serin.rollout import ModelRollout, Phase, Status
+from serin.telemetry.tally import Counts
 from serin.turns import active_rollouts
 
 TICK_S: Final = 1.0
+LOOKS_PER_S: Final = 100
+"""A bound on the work: with more rollouts than this in flight, each is looked at less often than every `TICK_S`."""
+WORKERS: Final = 4
 ATTEMPTS: Final = 3
 """Tries to patch a service whose status KServe is writing at the same time."""
 TALK_S: Final = 5.0
 """A status in which only words and remaining times differ is stored this often."""
+LONGEST_RETRY_S: Final = 10.0
+_LAG_S: Final = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2, 5, 10, 30, 60)
 _log = logging.getLogger("serin.controller")
 
 
+def service_of(document: dict[str, Any]) -> Key:
+    """What a ModelRollout is about."""
+    return document["metadata"]["namespace"], document["spec"]["service"]
+
+
+def generation_changed(before: dict[str, Any], after: dict[str, Any]) -> bool:
+    """Whether somebody wants something else of a ModelRollout: its status does not count, that is what we write."""
+    return bool(before["metadata"]["generation"] != after["metadata"]["generation"])
+
+
+def phase_of(document: dict[str, Any]) -> Phase:
+    return Phase(document.get("status", {}).get("phase", Phase.PENDING))
+
+
 class Metrics:
-    def __init__(self) -> None:
+    """`collect` gives what is only counted when somebody asks."""
+
+    def __init__(self, api: Api, rollouts: Cache) -> None:
+        self._api, self._rollouts = api, rollouts
         self.registry = CollectorRegistry()
-        self.rollouts = Gauge("serin_rollouts", "ModelRollouts by phase.", ["phase"], registry=self.registry)
-        self.looks = Histogram("serin_look_seconds", "Time of one look at a rollout.", registry=self.registry)
-        self.late = Gauge("serin_loop_seconds", "Time of the last round over all rollouts.", registry=self.registry)
+        self.looks = Histogram("serin_look_seconds", "Time of one look at a service.", registry=self.registry)
+        self.lag = Histogram(
+            "serin_reconcile_lag_seconds",
+            "Time from when a look was due (a change was seen, or its time had come) to its end.",
+            buckets=_LAG_S,
+            registry=self.registry,
+        )
         self.errors = Counter("serin_look_errors", "Looks that failed.", ["kind"], registry=self.registry)
+        self.registry.register(self)
+
+    def collect(self) -> Iterator[Metric]:
+        phases = dict.fromkeys(Phase, 0)
+        for document in self._rollouts.documents():
+            phases[phase_of(document)] += 1
+        rollouts = GaugeMetricFamily("serin_rollouts", "ModelRollouts by phase.", labels=["phase"])
+        for phase, count in phases.items():
+            rollouts.add_metric([phase], count)
+        yield rollouts
+        failures = CounterMetricFamily(
+            "serin_api_failures", "Requests the API server did not grant.", labels=["kind"]
+        )
+        for kind, count in list(self._api.failures.items()):
+            failures.add_metric([kind], count)
+        yield failures
 
 
 class Controller:
-    def __init__(self, api: Api, gateway: Gateway, cache: Cache, metrics: Metrics) -> None:
-        self._api, self._gateway, self._cache, self._metrics = api, gateway, cache, metrics
+    """`rollouts` are grouped by `service_of`; both caches are to call `service_changed`."""
+
+    def __init__(
+        self,
+        api: Api,
+        telemetry: Telemetry,
+        gateway: Gateway,
+        rollouts: Cache,
+        services: Cache,
+        metrics: Metrics,
+    ) -> None:
+        self._api, self._telemetry = api, telemetry
+        self._rollouts, self._services, self._metrics = rollouts, services, metrics
         self._checks = Checks(gateway)
+        self._due = DueTimes()
         self._stored_s: dict[str, float] = {}
-        self.last_round_s = time.monotonic()
+        self._said: dict[str, str] = {}
+        self._failures: dict[Key, int] = {}
+        self._in_flight: set[Key] = set()
 
-    def run(self, stop: threading.Event) -> None:
-        while not stop.is_set():
-            start = time.monotonic()
-            self._cache.changed.clear()
-            self.round()
-            self.last_round_s = time.monotonic()
-            self._metrics.late.set(self.last_round_s - start)
-            rest = TICK_S - (self.last_round_s - start)
-            stop.wait(max(rest, 0.01))
+    def service_changed(self, service: Key) -> None:
+        self._due.put(service, time.monotonic())
 
-    def round(self) -> None:
-        """One look at each unfinished rollout."""
-        documents = {each["metadata"]["uid"]: each for each in self._cache.documents()}
-        phases = dict.fromkeys(Phase, 0)
+    def stuck_s(self) -> float:
+        """How long something has waited to be looked at."""
+        return self._due.overdue_s()
+
+    def run(self, until: Callable[[], bool]) -> None:
+        """Look at what is due until `until` holds, and about a second longer."""
+        for service in self._rollouts.groups():
+            self.service_changed(service)
+
+        def work() -> None:
+            while (taken := self._due.take(until)) is not None:
+                service, since_s = taken
+                again_s: float | None = LONGEST_RETRY_S
+                try:
+                    again_s = self.look(service)
+                except Exception:
+                    _log.exception("%s/%s could not be looked at", *service)
+                self._metrics.lag.observe(time.monotonic() - since_s)
+                self._due.done(service)
+                if again_s is not None:
+                    self._due.put(service, time.monotonic() + again_s)
+
+        workers = [threading.Thread(target=work, name=f"look-{number}", daemon=True) for number in range(WORKERS)]
+        for worker in workers:
+            worker.start()
+        for worker in workers:
+            worker.join()
+
+    def look(self, service: Key) -> float | None:
+        """One look at a service and its rollouts; in how many seconds the next is due, None when nothing is left."""
+        documents = self._rollouts.of(service)
         unfinished: list[tuple[ModelRollout, dict[str, Any]]] = []
-        for document in documents.values():
-            phase = Phase(document.get("status", {}).get("phase", Phase.PENDING))
-            phases[phase] += 1
-            if phase.terminal:
+        for document in documents:
+            if phase_of(document).terminal:
                 self._guarded(document, self._let_go, document)
+                self._forget(document["metadata"]["uid"])
                 continue
             try:
                 unfinished.append((objects.rollout(document), document))
             except UserError as error:
                 self._guarded(document, self._refuse, document, error)
-        for phase, count in phases.items():
-            self._metrics.rollouts.labels(phase).set(count)
-        counts = self._counts() if unfinished else None
+        if not unfinished:
+            self._in_flight.discard(service)
+            self._failures.pop(service, None)
+            return None
+        self._in_flight.add(service)
+        retries_s = []
         by_rollout = {id(rollout): document for rollout, document in unfinished}
-        for rollout, waits_for, superseded_by in active_rollouts([rollout for rollout, _ in unfinished]):
-            document = by_rollout[id(rollout)]
-            with self._metrics.looks.time():
-                self._look(rollout, document, counts, waits_for, superseded_by)
-        self._checks.forget(documents)
-        self._stored_s = {uid: at_s for uid, at_s in self._stored_s.items() if uid in documents}
+        with self._metrics.looks.time():
+            for rollout, waits_for, superseded_by in active_rollouts([rollout for rollout, _ in unfinished]):
+                document = by_rollout[id(rollout)]
+                retries_s.append(self._look(rollout, document, waits_for, superseded_by))
+        failed_s = max(retries_s)
+        self._failures[service] = self._failures.get(service, 0) + 1 if failed_s else 0
+        if failed_s:
+            doubled = 2.0 ** min(self._failures[service] - 1, 10)
+            return min(max(failed_s, TICK_S) * doubled, LONGEST_RETRY_S)
+        return max(TICK_S, len(self._in_flight) / LOOKS_PER_S)
+
+    def _forget(self, uid: str) -> None:
+        self._checks.forget(uid)
+        self._stored_s.pop(uid, None)
+        self._said.pop(uid, None)
 
     def _look(
-        self,
-        rollout: ModelRollout,
-        document: dict[str, Any],
-        counts: Mapping[str, Series] | None,
-        waits_for: str | None,
-        superseded_by: str | None,
-    ) -> None:
+        self, rollout: ModelRollout, document: dict[str, Any], waits_for: str | None, superseded_by: str | None
+    ) -> float:
+        """In how many seconds to try again; 0 when all went well."""
         try:
-            self._step(rollout, document, counts, waits_for, superseded_by)
+            self._step(rollout, document, waits_for, superseded_by)
         except Conflict as error:
             self._metrics.errors.labels("conflict").inc()
             _log.info("%s; looking again", error)
+            self._guarded(document, self._read_again, rollout)
+            return TICK_S
+        except Unavailable as error:
+            self._metrics.errors.labels("unavailable").inc()
+            return error.delay_s
         except TryAgain as error:
             self._metrics.errors.labels("passing").inc()
-            _log.warning("%s: %s", rollout.metadata.name, error)
+            self._say(document, str(error))
+            return error.delay_s
         except UserError as error:
             self._metrics.errors.labels("refused").inc()
-            _log.warning("%s: %s", rollout.metadata.name, error)
-            self._guarded(document, self._event, document, "Warning", "Refused", str(error))
+            if self._say(document, str(error)):
+                self._guarded(document, self._event, document, "Warning", "Refused", str(error))
+            return TICK_S
         except Exception as error:
             # one broken rollout must neither stop the others nor leave users with a candidate nobody watches
             self._metrics.errors.labels("bug").inc()
             _log.exception("%s could not be reconciled", rollout.metadata.name)
             self._guarded(document, self._give_up, rollout, document, error)
+            return TICK_S
+        self._said.pop(document["metadata"]["uid"], None)
+        return 0
+
+    def _say(self, document: dict[str, Any], problem: str) -> bool:
+        """Once, until it is another problem or none; whether it was said now."""
+        uid = document["metadata"]["uid"]
+        if self._said.get(uid) == problem:
+            return False
+        self._said[uid] = problem
+        _log.warning("%s: %s", document["metadata"]["name"], problem)
+        return True
 
     def _guarded(self, document: dict[str, Any], work: Callable[..., object], *arguments: object) -> None:
         """Do what may fail without harm to others; it is tried again, or was only said."""
         try:
             work(*arguments)
         except (TryAgain, UserError) as error:
-            _log.warning("%s: %s", document["metadata"]["name"], error)
+            self._say(document, str(error))
+
+    def _read_again(self, rollout: ModelRollout) -> None:
+        """The watch is late; the next look starts from what is there now."""
+        for cache, path in (
+            (self._rollouts, objects.rollouts(rollout.metadata.namespace, rollout.metadata.name)),
+            (self._services, objects.services(rollout.metadata.namespace, rollout.spec.service)),
+        ):
+            document = self._api.get(path)
+            if document is not None:
+                cache.put(document)
 
     def _step(
-        self,
-        rollout: ModelRollout,
-        document: dict[str, Any],
-        counts: Mapping[str, Series] | None,
-        waits_for: str | None,
-        superseded_by: str | None,
+        self, rollout: ModelRollout, document: dict[str, Any], waits_for: str | None, superseded_by: str | None
     ) -> None:
         uid = document["metadata"]["uid"]
         service = self._service(rollout)
         seen = Seen(
             service=service,
-            counts=self._of(rollout, counts) if counts is not None else None,
+            counts=self._counts(rollout),
+            blind=self._blind(rollout, service) if waits_for is None else None,
             checks=self._checks.result(uid) if rollout.status.phase is Phase.CHECKING else None,
             waits_for=waits_for,
             superseded_by=superseded_by,
@@ -164,7 +277,7 @@ class Controller:
     ) -> dict[str, Any]:
         path = objects.rollouts(rollout.metadata.namespace, rollout.metadata.name) + "/status"
         stored = self._api.replace(path, objects.with_status(document, status, now))
-        self._cache.put(stored)
+        self._rollouts.put(stored)
         return stored
 
     def _tell(self, document: dict[str, Any], before: Status, after: Status) -> None:
@@ -182,8 +295,8 @@ class Controller:
     # the service
 
     def _service(self, rollout: ModelRollout) -> kserve.Service | None:
-        document = self._api.get(objects.services(rollout.metadata.namespace, rollout.spec.service))
-        return kserve.read(document) if document is not None else None
+        found = self._services.of((rollout.metadata.namespace, rollout.spec.service))
+        return kserve.read(found[0]) if found else None
 
     def _act(self, uid: str, rollout: ModelRollout, service: kserve.Service | None, action: Action) -> None:
         if isinstance(action, RunChecks):
@@ -201,6 +314,7 @@ class Controller:
             except Conflict:
                 if attempt == ATTEMPTS - 1:
                     raise
+                self._read_again(rollout)
                 service = self._service(rollout)
             else:
                 return
@@ -211,9 +325,10 @@ class Controller:
         match change:
             case Patch(document=document, resource_version=version):
                 body = {**document, "metadata": {"resourceVersion": version}}
-                self._api.patch(objects.services(namespace, name), body)
+                self._services.put(self._api.patch(objects.services(namespace, name), body))
             case Create(predictor=predictor):
-                self._api.create(objects.services(namespace), _new_service(namespace, name, predictor))
+                made = self._api.create(objects.services(namespace), _new_service(namespace, name, predictor))
+                self._services.put(made)
             case Delete(resource_version=version):
                 self._api.delete(objects.services(namespace, name), version)
 
@@ -228,24 +343,18 @@ class Controller:
 
     # what is counted and checked
 
-    def _counts(self) -> Mapping[str, Series] | None:
-        try:
-            return self._gateway.counts()
-        except (TryAgain, UserError) as error:
-            _log.warning("no counts of the gateway: %s", error)
+    def _counts(self, rollout: ModelRollout) -> Counts | None:
+        """None before there is traffic to be counted, and while the counts cannot be read."""
+        stable, candidate = rollout.status.stable_revision, rollout.status.candidate_revision
+        if rollout.status.stage is None or stable is None or candidate is None:
             return None
+        return self._telemetry.counts(rollout.metadata.namespace, stable, candidate)
 
-    def _of(self, rollout: ModelRollout, counts: Mapping[str, Series]) -> Mapping[str, Series]:
-        """The counts of the rollout's two revisions, under their names."""
-        revisions = [name for name in (rollout.status.stable_revision, rollout.status.candidate_revision) if name]
-        namespace = rollout.metadata.namespace
-        read: dict[str, Series] = {
-            pod: {f"{name} codes": series.get(f"{namespace}/{name}", {}) for name in revisions}
-            for pod, series in counts.items()
-        }
-        if rollout.status.stage is not None:
-            read |= self._gateway.predictor_counts(namespace, revisions)
-        return read
+    def _blind(self, rollout: ModelRollout, service: kserve.Service | None) -> str | None:
+        """Why a rollout that would begin now could not be watched."""
+        if rollout.status.phase is not Phase.PENDING or service is None or not service.rolled_out:
+            return None
+        return self._telemetry.problem(rollout.metadata.namespace, service.rolled_out)
 
     def _start_checks(
         self, uid: str, rollout: ModelRollout, service: kserve.Service | None, action: RunChecks
@@ -271,7 +380,7 @@ class Controller:
         metadata = {"finalizers": [*others, *ours], "resourceVersion": document["metadata"]["resourceVersion"]}
         path = objects.rollouts(document["metadata"]["namespace"], document["metadata"]["name"])
         stored = self._api.patch(path, {"metadata": metadata})
-        self._cache.put(stored)
+        self._rollouts.put(stored)
         return stored
 
     def _refuse(self, document: dict[str, Any], error: UserError) -> None:
@@ -279,7 +388,7 @@ class Controller:
         now = datetime.now(UTC)
         status = Status(phase=Phase.FAILED, reason=str(error), finished_at=now)
         path = objects.rollouts(document["metadata"]["namespace"], document["metadata"]["name"]) + "/status"
-        self._cache.put(self._api.replace(path, objects.with_status(document, status, now)))
+        self._rollouts.put(self._api.replace(path, objects.with_status(document, status, now)))
 
     def _event(self, document: dict[str, Any], kind: str, reason: str, message: str) -> None:
         metadata, now = document["metadata"], datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")

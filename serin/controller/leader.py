@@ -1,6 +1,7 @@
 """Leader election by a Lease: of several controllers one acts."""
 
 import logging
+import math
 import threading
 import time
 from datetime import UTC, datetime
@@ -8,7 +9,7 @@ from typing import Any, Final
 
 from serin.errors import TryAgain, UserError
 from serin.platforms.kserve import objects
-from serin.platforms.kserve.api import Api, Conflict
+from serin.platforms.kserve.api import Api
 
 LEASE: Final = "serin-controller"
 DURATION_S: Final = 15.0
@@ -24,29 +25,25 @@ class Leader:
     def __init__(self, api: Api, namespace: str, identity: str) -> None:
         self._api, self._namespace, self._identity = api, namespace, identity
         self._seen: tuple[str, float] = ("", 0.0)
-        self.leads = False
+        self._renewed_s = -math.inf
 
-    def acquire(self, stop: threading.Event) -> None:
-        """Wait until the lease is ours, or until `stop`."""
-        while not stop.is_set():
-            if self._attempt():
-                self.leads = True
-                _log.info("%s leads", self._identity)
-                return
-            stop.wait(RENEW_S)
+    @property
+    def leads(self) -> bool:
+        return time.monotonic() - self._renewed_s < GIVE_UP_S
 
     def keep(self, stop: threading.Event) -> None:
-        """Renew until `stop`, which is set here when the lease is lost; then hand it over at once."""
-        renewed_s = time.monotonic()
-        while not stop.wait(RENEW_S):
-            if self._attempt():
-                renewed_s = time.monotonic()
-            elif time.monotonic() - renewed_s > GIVE_UP_S:
-                _log.error("%s lost its lease", self._identity)
-                self.leads = False
-                stop.set()
-                return
-        self.leads = False
+        """Take the lease as soon as it is free, and renew it, until `stop`."""
+        led = False
+        while not stop.is_set():
+            self._attempt()
+            if self.leads is not led:
+                led = not led
+                _log.warning("%s %s", self._identity, "leads" if led else "lost its lease and stops acting")
+            stop.wait(RENEW_S)
+
+    def hand_over(self) -> None:
+        """Let another begin at once, if the lease is ours."""
+        self._renewed_s = -math.inf
         try:
             held = self._api.get(objects.lease(self._namespace, LEASE))
             if held is not None and held["spec"].get("holderIdentity") == self._identity:
@@ -54,27 +51,27 @@ class Leader:
         except (TryAgain, UserError) as error:
             _log.info("lease was not handed over: %s", error)
 
-    def _attempt(self) -> bool:
+    def _attempt(self) -> None:
         """Take or renew the lease. The clock of whoever holds it is not trusted: it is free when its record did not
         change for its duration by our own clock."""
+        start_s = time.monotonic()
         try:
             held = self._api.get(objects.lease(self._namespace, LEASE))
             if held is None:
                 document = {"apiVersion": "coordination.k8s.io/v1", "kind": "Lease", "metadata": {"name": LEASE}}
                 self._api.create(objects.lease(self._namespace), _held(document, self._identity))
-                return True
-            version, holder = held["metadata"]["resourceVersion"], held["spec"].get("holderIdentity")
-            if version != self._seen[0]:
-                self._seen = (version, time.monotonic())
-            if holder not in ("", None, self._identity) and time.monotonic() - self._seen[1] < DURATION_S:
-                return False
-            self._api.replace(objects.lease(self._namespace, LEASE), _held(held, self._identity))
-        except Conflict:
-            return False
-        except TryAgain as error:
-            _log.warning("lease: %s", error)
-            return False
-        return True
+            else:
+                version, holder = held["metadata"]["resourceVersion"], held["spec"].get("holderIdentity")
+                if version != self._seen[0]:
+                    self._seen = (version, time.monotonic())
+                if holder not in ("", None, self._identity) and time.monotonic() - self._seen[1] < DURATION_S:
+                    self._renewed_s = -math.inf
+                    return
+                self._api.replace(objects.lease(self._namespace, LEASE), _held(held, self._identity))
+        except (TryAgain, UserError) as error:
+            _log.log(logging.INFO if isinstance(error, TryAgain) else logging.ERROR, "lease: %s", error)
+        else:
+            self._renewed_s = start_s
 
 
 def _held(document: dict[str, Any], identity: str) -> dict[str, Any]:

@@ -2,17 +2,18 @@
 
 import copy
 import itertools
-from collections.abc import Sequence
+import time
+from collections import Counter
 from typing import Any
 
 import pytest
 
 from serin.controller.cache import Cache
-from serin.controller.controller import Controller, Metrics
-from serin.errors import TryAgain
-from serin.platforms.kserve import objects
-from serin.platforms.kserve.api import Conflict
+from serin.controller.controller import Controller, Metrics, generation_changed, service_of
+from serin.platforms.kserve import objects, service
+from serin.platforms.kserve.api import Conflict, Unavailable
 from serin.rollout import Check
+from serin.telemetry.tally import Counts
 from tests.unit.kserve_fake import FakeKServe, merge, promoted
 
 SPEC = {
@@ -34,11 +35,14 @@ class FakeApi:
         self.fake = fake
         self.objects: dict[str, dict[str, Any]] = {}
         self.events: list[tuple[str, str]] = []
+        self.failures: Counter[str] = Counter()
+        self.requests: Counter[str] = Counter()
         self.down = False
         self._versions = itertools.count(1)
 
     def add(self, spec: dict[str, Any], name: str = "churn-3") -> None:
         metadata = {"name": name, "namespace": "serving", "uid": name, "creationTimestamp": "2026-11-22T09:30:00Z"}
+        metadata |= {"generation": 1}
         document = {"apiVersion": "serin.dev/v1alpha1", "kind": "ModelRollout", "metadata": metadata, "spec": spec}
         self._put(objects.rollouts("serving", name), document)
 
@@ -50,38 +54,50 @@ class FakeApi:
             del self.objects[path]
         return copy.deepcopy(document)
 
-    def _alive(self) -> None:
+    def _alive(self, verb: str) -> None:
         if self.down:
-            raise TryAgain("the API server does not answer", delay_s=1)
+            raise Unavailable("the API server does not answer", delay_s=1)
+        self.requests[verb] += 1
+
+    def _service(self) -> dict[str, Any] | None:
+        if not self.fake.exists:
+            return None
+        document = self.fake.read()
+        document["metadata"] |= {"namespace": "serving", "uid": "churn", "creationTimestamp": "2026-11-22T09:00:00Z"}
+        return document
 
     def get(self, path: str) -> dict[str, Any] | None:
-        self._alive()
+        self._alive("get")
         if path == objects.services("serving", "churn"):
-            return self.fake.read() if self.fake.exists else None
+            return self._service()
         return copy.deepcopy(self.objects.get(path))
 
     def list(self, path: str, labels: str = "") -> dict[str, Any]:
-        self._alive()
-        return {"items": copy.deepcopy(list(self.objects.values())), "metadata": {"resourceVersion": "0"}}
+        self._alive("list")
+        if path == objects.services():
+            items = [self._service()] if self.fake.exists else []
+        else:
+            items = copy.deepcopy(list(self.objects.values()))
+        return {"items": items, "metadata": {"resourceVersion": "0"}}
 
     def create(self, path: str, document: dict[str, Any]) -> dict[str, Any]:
-        self._alive()
+        self._alive("create")
         if path.endswith("/events"):
             self.events.append((document["reason"], document["message"]))
         return document
 
     def patch(self, path: str, document: dict[str, Any]) -> dict[str, Any]:
-        self._alive()
+        self._alive("patch")
         version = document["metadata"]["resourceVersion"]
         if path == objects.services("serving", "churn"):
             if version != str(self.fake.version):
                 raise Conflict("the object has been modified", delay_s=0)
             self.fake.patch({"spec": document["spec"]})
-            return self.fake.read()
+            return self._service() or {}
         return self._put(path, merge(self._current(path, version), document))
 
     def replace(self, path: str, document: dict[str, Any]) -> dict[str, Any]:
-        self._alive()
+        self._alive("replace")
         path = path.removesuffix("/status")
         current = self._current(path, document["metadata"]["resourceVersion"])
         return self._put(path, {**current, "status": document["status"]})
@@ -96,7 +112,7 @@ class FakeApi:
 
     def ask_to_delete(self) -> None:
         document = self.objects[PATH]
-        document["metadata"]["deletionTimestamp"] = "2026-11-22T09:40:00Z"
+        document["metadata"] |= {"deletionTimestamp": "2026-11-22T09:40:00Z", "generation": 2}
         self._put(PATH, document)
 
 
@@ -104,16 +120,18 @@ class FakeGateway:
     def __init__(self, fake: FakeKServe) -> None:
         self._fake = fake
         self._codes: dict[str, int] = {}
+        self.blind: str | None = None
 
     def serve(self) -> None:
         for name, percent in self._fake.traffic().items():
             self._codes[name] = self._codes.get(name, 0) + 10 * percent
 
-    def counts(self) -> dict[str, dict[str, dict[int, int]]]:
-        return {"kourier": {f"serving/{name}": {200: count} for name, count in self._codes.items()}}
+    def counts(self, namespace: str, stable: str, candidate: str) -> Counts:
+        read = {f"{name} codes": {200: self._codes.get(name, 0)} for name in (stable, candidate)}
+        return Counts(time.time(), {"kourier": read}, {})
 
-    def predictor_counts(self, namespace: str, revisions: Sequence[str]) -> dict[str, Any]:
-        return {}
+    def problem(self, namespace: str, stable: str) -> str | None:
+        return self.blind
 
     def check(self, *_: object, **__: object) -> tuple[Check, ...]:
         return (Check(name="ready", passed=True, detail="20 of 20 say that the model is ready"),)
@@ -126,15 +144,21 @@ class World:
         self.restart()
 
     def restart(self) -> None:
-        self.cache = Cache(self.api)  # type: ignore[arg-type]
-        self.controller = Controller(self.api, self.gateway, self.cache, Metrics())  # type: ignore[arg-type]
+        api: Any = self.api
+        gateway: Any = self.gateway
+        self.rollouts = Cache(api, objects.rollouts(), group=service_of, matters=generation_changed)
+        self.services = Cache(api, objects.services(), keep=service.kept)
+        self.metrics = Metrics(api, self.rollouts)
+        self.controller = Controller(api, gateway, gateway, self.rollouts, self.services, self.metrics)
 
     def round(self) -> None:
         self.gateway.serve()
         self.fake.tick()
         if not self.api.down:
-            self.cache.refresh()
-        self.controller.round()
+            self.rollouts.refresh()
+            self.services.refresh()
+        for group in self.rollouts.groups():
+            self.controller.look(group)
 
     def status(self, path: str = PATH) -> dict[str, Any]:
         found: dict[str, Any] = self.api.objects[path].get("status", {})
@@ -227,10 +251,11 @@ def test_a_stale_view_is_refused_and_looked_at_again(world: World) -> None:
     world.until("Progressing")
     stale = copy.deepcopy(world.api.objects[PATH])
     world.round()
-    world.cache.put(stale)
+    world.rollouts._groups.clear()
+    world.rollouts.put(stale)
     world.gateway.serve()
     traffic, stored = world.fake.traffic(), copy.deepcopy(world.api.objects[PATH])
-    world.controller.round()
+    world.controller.look(("serving", "churn"))
     assert world.api.objects[PATH] == stored
     assert world.fake.traffic() == traffic
     world.until("Promoted")

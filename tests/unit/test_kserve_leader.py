@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from serin.controller import leader as module
-from serin.controller.leader import DURATION_S, Leader
+from serin.controller.leader import DURATION_S, GIVE_UP_S, RENEW_S, Leader
 from serin.errors import TryAgain
 from serin.platforms.kserve.api import Conflict
 
@@ -45,57 +45,75 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> list[float]:
     return now
 
 
-def acquires(leader: Leader) -> bool:
-    """Whether one attempt makes it the leader."""
+def tries(leader: Leader, clock: list[float], for_s: float = 0.0) -> bool:
+    """Whether it leads after having tried, and renewed, for some time."""
     stop = threading.Event()
-    stop.wait = lambda timeout=None: stop.set() or True  # type: ignore[method-assign]
-    leader.acquire(stop)
+    end_s = clock[0] + for_s
+
+    def wait(timeout: float | None = None) -> bool:
+        if clock[0] + (timeout or 0) > end_s:
+            stop.set()
+        else:
+            clock[0] += timeout or 0
+        return stop.is_set()
+
+    stop.wait = wait  # type: ignore[method-assign]
+    leader.keep(stop)
     return leader.leads
+
+
+def leader(leases: Leases, identity: str) -> Leader:
+    api: Any = leases
+    return Leader(api, "serin-system", identity)
 
 
 def test_the_second_waits_until_the_first_is_silent(clock: list[float]) -> None:
     leases = Leases()
-    first, second = Leader(leases, "serin-system", "a"), Leader(leases, "serin-system", "b")  # type: ignore[arg-type]
-    assert acquires(first)
-    assert not acquires(second)
+    first, second = leader(leases, "a"), leader(leases, "b")
+    assert tries(first, clock)
+    assert not tries(second, clock)
     clock[0] += DURATION_S - 1
-    assert acquires(first)  # it renews
-    assert not acquires(second)
+    assert tries(first, clock)  # it renews
+    assert not tries(second, clock)
     clock[0] += DURATION_S - 1
-    assert not acquires(second)
+    assert not tries(second, clock)
     clock[0] += 2
-    assert acquires(second)
+    assert tries(second, clock)
     assert leases.held is not None
     assert leases.held["spec"]["holderIdentity"] == "b"
     assert leases.held["spec"]["leaseTransitions"] == 2
+    assert not tries(first, clock), "another holds it: no waiting until our own time is over"
 
 
 def test_leaving_hands_the_lease_over_at_once(clock: list[float]) -> None:
     leases = Leases()
-    first, second = Leader(leases, "serin-system", "a"), Leader(leases, "serin-system", "b")  # type: ignore[arg-type]
-    assert acquires(first)
-    stop = threading.Event()
-    stop.set()
-    first.keep(stop)
-    assert acquires(second)
-
-
-def test_who_cannot_renew_stops_before_another_may_begin(clock: list[float]) -> None:
-    leases = Leases()
-    first = Leader(leases, "serin-system", "a")  # type: ignore[arg-type]
-    assert acquires(first)
-    leases.down = True
-    stop = threading.Event()
-    waited_s = 0.0
-
-    def wait(timeout: float | None = None) -> bool:
-        nonlocal waited_s
-        waited_s += timeout or 0
-        clock[0] += timeout or 0
-        return stop.is_set()
-
-    stop.wait = wait  # type: ignore[method-assign]
-    first.keep(stop)
-    assert stop.is_set()
+    first, second = leader(leases, "a"), leader(leases, "b")
+    assert tries(first, clock)
+    first.hand_over()
     assert not first.leads
-    assert waited_s < DURATION_S
+    assert tries(second, clock)
+    first.hand_over()
+    assert leases.held is not None
+    assert leases.held["spec"]["holderIdentity"] == "b"
+
+
+def test_who_cannot_renew_stops_before_another_may_begin_and_goes_on_by_itself(clock: list[float]) -> None:
+    leases = Leases()
+    first, second = leader(leases, "a"), leader(leases, "b")
+    assert tries(first, clock)
+    leases.down = True
+    start_s = clock[0]
+    assert tries(first, clock, for_s=GIVE_UP_S - RENEW_S)
+    assert not tries(first, clock, for_s=2 * RENEW_S)
+    assert clock[0] - start_s < DURATION_S
+    clock[0] += 50
+    leases.down = False
+    assert tries(first, clock, for_s=RENEW_S)
+    assert not tries(second, clock)
+
+
+def test_who_was_stopped_for_a_while_does_not_act_when_it_wakes_up(clock: list[float]) -> None:
+    first = leader(Leases(), "a")
+    assert tries(first, clock)
+    clock[0] += GIVE_UP_S + 1
+    assert not first.leads

@@ -7,9 +7,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from serin.judge.window import ArmCounts, Window
-from serin.platforms.kserve.measure import BEFORE, SETTLE_S, Measured, Tally, add, counters, measure, without_probes
+from serin.platforms.kserve.measure import BEFORE, PROBES, SETTLE_S, Measured, measure, without_probes
 from serin.platforms.kserve.service import Row, Service
 from serin.rollout import Phase, Status
+from serin.telemetry.tally import Counts, Tally, add, counters
 
 STATUS = Status(phase=Phase.PROGRESSING, stage=0, traffic=20, stable_revision="r1", candidate_revision="r2")
 
@@ -25,11 +26,18 @@ def codes(stable: int, candidate: int, errors: int = 0, pod: str = "kourier") ->
     return {pod: {"r1 codes": {200: stable}, "r2 codes": {200: candidate, 500: errors}}}
 
 
-def looks(*steps: tuple[float, Service, dict[str, Any]], status: Status = STATUS) -> list[Window | None]:
+def looks(
+    *steps: tuple[float, Service, dict[str, Any]],
+    status: Status = STATUS,
+    active: list[dict[str, int] | None] | None = None,
+    behind_s: float = 0,
+) -> list[Window | None]:
+    """The counts are `behind_s` old; `active` requests per look, none at all by default."""
     before: Measured | None = None
     windows = []
-    for at_s, seen, counts in steps:
-        before, window = measure(before, seen, status, counts, at_s)
+    under_way = active or [{}] * len(steps)
+    for (at_s, seen, read), now_active in zip(steps, under_way, strict=True):
+        before, window = measure(before, seen, status, Counts(at_s - behind_s, read, now_active), at_s)
         before = Measured.model_validate_json(before.model_dump_json(by_alias=True))
         windows.append(window)
     return windows
@@ -52,6 +60,53 @@ def test_traffic_moves_before_the_status_says_so() -> None:
     # 8 probes each are in it; as many answers are kept as fit the share
     assert (settling.stable.requests, settling.candidate.requests) == (88, 22)
     assert (settled.stable.requests, settled.candidate.requests) == (80, 20)
+
+
+def test_answers_to_requests_that_an_earlier_split_routed_say_nothing_about_this_one() -> None:
+    """Three requests are under way when the split is first seen in force; probes are counted as answers."""
+    at = [float(second) for second in range(6)]
+    windows = looks(
+        (at[0], service(20, shown=5), codes(0, 0)),
+        (at[1], service(20), codes(95, 5)),
+        (at[2], service(20), codes(107, 15)),  # of these 22 answers up to 20 are probes
+        (at[3], service(20), codes(112, 19)),
+        (at[4], service(20), codes(122, 30)),
+        (at[5], service(20), codes(202, 50)),
+        active=[{"r1": 9}, {"r1": 3, "r2": 0}, {"r1": 3}, {"r1": 3}, {"r1": 4}, {"r1": 4}],
+    )
+    assert [window.share for window in windows if window is not None] == [None, None, None, None, 0.2]
+
+
+def test_old_requests_are_gone_at_the_latest_when_none_is_under_way() -> None:
+    *_, settled = looks(
+        (0, service(20), codes(0, 0)),
+        (1, service(20), codes(1, 0)),
+        (2, service(20), codes(9, 2)),
+        active=[{"r1": 3}, {"r1": 0}, {"r1": 5}],
+    )
+    assert settled is not None
+    assert settled.share == 0.2
+    assert PROBES > 11
+
+
+def test_counts_from_before_the_split_are_not_under_it_however_late_they_are_told() -> None:
+    """A source that scrapes every so often tells at 3 what was so at 0."""
+    windows = looks(
+        *((float(now), service(20), codes(8 * now, 2 * now)) for now in range(1, 7)),
+        behind_s=3,
+    )
+    assert [window.share for window in windows if window is not None] == [None, None, None, 0.2, 0.2]
+
+
+def test_who_does_not_tell_what_is_under_way_is_given_time() -> None:
+    steps = [(4.0 * look, service(20), codes(32 * look, 8 * look)) for look in range(5)]
+    windows = looks(*steps, active=[None] * 5)
+    assert [window.share for window in windows if window is not None] == [None, None, 0.2, 0.2]
+
+
+def test_nothing_new_is_no_window() -> None:
+    before, _ = measure(None, service(20), STATUS, Counts(1.0, codes(0, 0)), 1.0)
+    assert measure(before, service(20), STATUS, Counts(1.0, codes(5, 5)), 2.0) == (before, None)
 
 
 def test_errors_count_while_probes_are_about() -> None:

@@ -15,6 +15,7 @@ from serin.platforms.kserve.service import PERCENT, read
 from serin.platforms.kserve.step import Seen, memory, step
 from serin.reconcile import RunChecks
 from serin.rollout import Candidate, Check, Metadata, ModelRollout, Phase, Spec, Status
+from serin.telemetry.tally import Counts
 from tests.unit.kserve_fake import NEVER, FakeKServe, base, promoted
 
 START = datetime(2026, 11, 22, 9, 30, tzinfo=UTC)
@@ -60,8 +61,10 @@ class Cluster:
 
     def look(self, *, dies_before_writing: bool = False, dies_before_acting: bool = False) -> None:
         service = read(self.fake.read()) if self.fake.exists else None
-        counts = None if self.blind else {"kourier": {name: dict(codes) for name, codes in self.counts.items()}}
-        status, actions = step(self.rollout, Seen(service, counts, self.last_checks), self.now)
+        counted = {"kourier": {name: dict(codes) for name, codes in self.counts.items()}}
+        counts = None if self.blind else Counts(self.now.timestamp(), counted)
+        seen = Seen(service, counts, "the counters cannot be read" if self.blind else None, self.last_checks)
+        status, actions = step(self.rollout, seen, self.now)
         if dies_before_writing:
             self.last_checks = None
             return

@@ -1,11 +1,17 @@
 """The API server, as JSON documents and paths. Nothing else in serin speaks to it."""
 
 import json
+import logging
+import math
+import time
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, Final
+from urllib.parse import urlencode
 
+import orjson
 import urllib3
 from kubernetes import client, config  # type: ignore[import-untyped]
 from kubernetes.config.config_exception import ConfigException  # type: ignore[import-untyped]
@@ -16,17 +22,25 @@ from serin.errors import TryAgain, UserError
 Json = dict[str, Any]
 TIMEOUT_S: Final = (3.0, 10.0)
 """To connect, and to answer."""
-WATCH_S: Final = 240
+WATCH_S: Final = 30
+"""A watch is begun anew this often, so that one whose other end is gone does not stay unnoticed."""
 RETRY_S: Final = 1.0
+TELL_AGAIN_S: Final = 60.0
+CONNECTIONS: Final = 32
 MERGE_PATCH: Final = "application/merge-patch+json"
 POD_ACCOUNT: Final = Path("/var/run/secrets/kubernetes.io/serviceaccount")
 ACCOUNT: Final = Path("/var/run/secrets/serin.dev/account")
 """Where the token of another ServiceAccount is mounted that a pod is to use in place of its own: pipeline steps all
 run as the same one, and only one of them is to ask for rollouts."""
+_log = logging.getLogger("serin.api")
 
 
 class Conflict(TryAgain):
     """The object is not any more what it was when it was read, or exists already."""
+
+
+class Unavailable(TryAgain):
+    """The API server does not answer, or asks to be left alone for a while. It is in the log already."""
 
 
 class Gone(TryAgain):
@@ -71,6 +85,9 @@ class Api:
 
     def __init__(self, connection: client.ApiClient) -> None:
         self._connection = connection
+        self._told_s = -math.inf
+        self.failures: Counter[str] = Counter()
+        """Requests without a good answer, by HTTP status or kind of error."""
 
     @classmethod
     def connect(cls, context: str | None = None) -> "Api":
@@ -79,7 +96,9 @@ class Api:
             _configure(context)
         except ConfigException as error:
             raise UserError(f"There is no cluster to talk to ({error}); set KUBECONFIG.") from error
-        return cls(client.ApiClient())
+        configuration = client.Configuration.get_default_copy()
+        configuration.connection_pool_maxsize = CONNECTIONS
+        return cls(client.ApiClient(configuration))
 
     def get(self, path: str) -> Json | None:
         """None when there is no such object."""
@@ -115,75 +134,102 @@ class Api:
         except NotFound:
             return
 
-    def watch(self, path: str, resource_version: str) -> Iterator[Json]:
-        """Events from there on, until the server ends the stream. Raises `Gone` when it is too long ago."""
+    def watch(self, path: str, resource_version: str, labels: str = "") -> Iterator[Json]:
+        """Events from there on, bookmarks among them, until the server ends the stream. Raises `Gone` when it is too
+        long ago."""
         query = {"watch": "1", "resourceVersion": resource_version, "timeoutSeconds": str(WATCH_S)}
-        stream = self._call("GET", path, None, "application/json", query, timeout=(TIMEOUT_S[0], WATCH_S), raw=True)
+        query |= {"allowWatchBookmarks": "true"} | ({"labelSelector": labels} if labels else {})
+        stream = self._call("GET", path, query=query, timeout_s=(TIMEOUT_S[0], WATCH_S + TIMEOUT_S[1]), stream=True)
         try:
             rest = b""
-            for chunk in stream.stream(None):
+            for chunk in stream.stream(2**16):
                 *lines, rest = (rest + chunk).split(b"\n")
                 for line in filter(None, lines):
-                    event = json.loads(line)
+                    event = orjson.loads(line)
                     if event["type"] == "ERROR":
                         raise Gone(f"watch of {path}: {event['object'].get('message')}", delay_s=RETRY_S)
                     yield event
-        except urllib3.exceptions.HTTPError as error:
+        except (urllib3.exceptions.HTTPError, ValueError) as error:
             raise TryAgain(f"watch of {path} broke off", delay_s=RETRY_S) from error
         finally:
-            stream.release_conn()
+            stream.close()  # what is left in it would be read by the next request
 
     def _request(
         self, method: str, path: str, body: Json | None = None, *, content: str = "application/json",
         query: Mapping[str, str] | None = None,
     ) -> Json:  # fmt: skip
-        answer: Json = self._call(method, path, body, content, query or {})
+        answer: Json = orjson.loads(self._call(method, path, body, content=content, query=query or {}).data)
         return answer
 
     def _call(
         self,
         method: str,
         path: str,
-        body: Json | None,
-        content: str,
-        query: Mapping[str, str],
+        body: Json | None = None,
         *,
-        timeout: tuple[float, float] = TIMEOUT_S,
-        raw: bool = False,
-    ) -> Any:  # noqa: ANN401 - JSON, or the stream of a watch
+        content: str = "application/json",
+        query: Mapping[str, str],
+        timeout_s: tuple[float, float] = TIMEOUT_S,
+        stream: bool = False,
+    ) -> urllib3.BaseHTTPResponse:
+        """Around the client's own serialization, which takes longer than the API server needs to answer."""
+        headers = {"Accept": "application/json", "Content-Type": content, "User-Agent": "serin"}
+        self._connection.update_params_for_auth(headers, [], ["BearerToken"])
+        pool: urllib3.PoolManager = self._connection.rest_client.pool_manager
         try:
-            return self._connection.call_api(
-                path,
+            answer = pool.request(
                 method,
-                query_params=list(query.items()),
-                header_params={"Accept": "application/json", "Content-Type": content},
-                body=body,
-                response_type=None if raw else "object",
-                auth_settings=["BearerToken"],
-                _return_http_data_only=True,
-                _preload_content=not raw,
-                _request_timeout=timeout,
+                f"{self._connection.configuration.host}{path}{'?' if query else ''}{urlencode(query)}",
+                body=orjson.dumps(body) if body is not None else None,
+                headers=headers,
+                timeout=urllib3.Timeout(connect=timeout_s[0], read=timeout_s[1]),
+                retries=False,
+                preload_content=not stream,
             )
-        except client.ApiException as error:
-            raise _error(method, path, error) from error
+            if answer.status < 300:
+                return answer
+            told = answer.data
         except urllib3.exceptions.HTTPError as error:
-            raise TryAgain(f"the API server does not answer ({type(error).__name__})", delay_s=RETRY_S) from error
+            self._failed(type(error).__name__)
+            raise self._unavailable(f"the API server does not answer ({error})", RETRY_S) from error
+        self._failed(str(answer.status))
+        refused = _refusal(f"{method} {path}", answer.status, told)
+        if refused is not None:
+            raise refused
+        wait_s = answer.headers.get("Retry-After", "")
+        raise self._unavailable(
+            f"{method} {path}: {answer.status} {_message(told)}", float(wait_s) if wait_s.isdigit() else RETRY_S
+        )
+
+    def _failed(self, kind: str) -> None:
+        self.failures[kind] += 1
+
+    def _unavailable(self, told: str, delay_s: float) -> Unavailable:
+        """When nothing can be reached, everything fails: that is said once a minute."""
+        if time.monotonic() - self._told_s > TELL_AGAIN_S:
+            self._told_s = time.monotonic()
+            _log.warning("%s; trying again", told)
+        return Unavailable(told, delay_s=delay_s)
 
 
-def _error(method: str, path: str, error: client.ApiException) -> Exception:
+def _message(told: bytes) -> str:
     try:
-        message = json.loads(error.body)["message"]
+        return str(json.loads(told)["message"])
     except (TypeError, ValueError, KeyError):
-        message = error.reason
-    told = f"{method} {path}: {message}"
-    if error.status == 404:
-        return NotFound(told)
-    if error.status == 409:
-        return Conflict(told, delay_s=0)
-    if error.status == 410:
-        return Gone(told, delay_s=RETRY_S)
-    if error.status == 403:
-        return Forbidden(told)
-    if error.status in (400, 401, 405, 415, 422):
-        return UserError(told)
-    return TryAgain(told, delay_s=RETRY_S)
+        return told.decode(errors="replace")[:200]
+
+
+def _refusal(request: str, status: int, told: bytes) -> Exception | None:
+    """None when trying the same again may help."""
+    message = f"{request}: {_message(told)}"
+    if status == 404:
+        return NotFound(message)
+    if status == 409:
+        return Conflict(message, delay_s=0)
+    if status == 410:
+        return Gone(message, delay_s=RETRY_S)
+    if status == 403:
+        return Forbidden(message)
+    if status in (400, 401, 405, 413, 415, 422):
+        return UserError(message)
+    return None

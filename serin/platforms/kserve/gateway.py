@@ -3,11 +3,13 @@
 import concurrent.futures
 import json
 import logging
+import math
+import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from statistics import median
-from typing import Any, Final
+from typing import Any, Final, Protocol
 from urllib.parse import urlencode, urlparse
 
 import urllib3
@@ -15,13 +17,18 @@ import urllib3
 from serin.checks import SLOWER, SLOWER_AT_LEAST_S
 from serin.platforms.kserve import objects
 from serin.platforms.kserve.api import Api
-from serin.platforms.kserve.measure import Series
 from serin.rollout import Check
 from serin.telemetry import envoy
+from serin.telemetry.tally import Counts, Series
 
 STATS_PORT: Final = 9000
-STATS_FILTER: Final = r"^cluster\..*\.upstream_rq_[0-9]{3}$"
+STATS_FILTER: Final = r"^cluster\..*\.upstream_rq_([0-9]{3}|active)$"
+SCRAPE_S: Final = 0.8
+"""Counts of the gateway this old are read again when somebody asks."""
 PREDICTOR_PORT: Final = 8080
+SILENT_S: Final = 60.0
+"""A predictor that tells no counts is asked again after this time."""
+REVISION: Final = "serving.knative.dev/revision"
 SMOKE_REQUESTS: Final = 20
 _log = logging.getLogger("serin.gateway")
 
@@ -35,59 +42,125 @@ class Where:
     service: str = "kourier"
 
 
-class Gateway:
-    def __init__(self, api: Api, where: Where) -> None:
-        self._api, self._where = api, where
-        self._http = urllib3.PoolManager(timeout=urllib3.Timeout(connect=1, read=2), retries=False, maxsize=8)
+class Telemetry(Protocol):
+    """Where counts of a service's revisions come from."""
 
-    def counts(self) -> dict[str, Series] | None:
-        """Answers by status code, per gateway pod and "<namespace>/<revision>"; None when a pod does not tell."""
+    def counts(self, namespace: str, stable: str, candidate: str) -> Counts | None:
+        """None while they cannot be read."""
+
+    def problem(self, namespace: str, stable: str) -> str | None:
+        """Why a rollout of the service could not be watched, and the fix; None when it could."""
+
+
+Pods = Sequence[Mapping[str, Any]]
+
+
+class EnvoyTelemetry:
+    """Answers as Kourier's Envoys count them; latencies and scores as predictors do, where they do.
+
+    `gateways` gives the gateway's pods, `predictors` those of a namespace and revision.
+    """
+
+    def __init__(self, gateways: Callable[[], Pods], predictors: Callable[[tuple[str, str]], Pods]) -> None:
+        self._gateways, self._predictors = gateways, predictors
+        self._http = urllib3.PoolManager(timeout=urllib3.Timeout(connect=1, read=2), retries=False, maxsize=16)
+        self._lock = threading.Lock()
+        self._stats: dict[str, envoy.GatewayStats] | None = None
+        self._read_s = -math.inf
+        self._silent: dict[str, float] = {}
+
+    def counts(self, namespace: str, stable: str, candidate: str) -> Counts | None:
+        at_s, gateways = self._scraped()
+        if gateways is None:
+            return None
+        nothing = envoy.ClusterStats()
         read: dict[str, Series] = {}
-        for pod in self._pods(self._where.namespace, self._where.pods):
-            query = urlencode({"usedonly": "", "filter": STATS_FILTER})
-            address = f"http://{pod['ip']}:{STATS_PORT}/stats/prometheus?{query}"
+        active = {stable: 0, candidate: 0}
+        for pod, stats in gateways.items():
+            clusters = {revision: stats.clusters.get(f"{namespace}/{revision}", nothing) for revision in active}
+            read[pod] = {f"{revision} codes": cluster.codes for revision, cluster in clusters.items()}
+            for revision, cluster in clusters.items():
+                active[revision] += cluster.active
+        for revision in active:
+            read |= self._predictor_counts(namespace, revision)
+        return Counts(at_s, read, active)
+
+    def problem(self, namespace: str, stable: str) -> str | None:
+        return None if self._scraped()[1] is not None else "the gateway's counters cannot be read"
+
+    def _scraped(self) -> tuple[float, Mapping[str, envoy.GatewayStats] | None]:
+        """What all gateways count and since when that is true, one answer for all who ask at about the same time."""
+        with self._lock:
+            if time.time() - self._read_s > SCRAPE_S:
+                self._read_s = time.time()
+                self._stats = self._scrape()
+            return self._read_s, self._stats
+
+    def _scrape(self) -> dict[str, envoy.GatewayStats] | None:
+        """By pod; None when there is none, or one does not tell."""
+        read: dict[str, envoy.GatewayStats] = {}
+        for pod in _running(self._gateways()):
+            name, query = pod["metadata"]["name"], urlencode({"usedonly": "", "filter": STATS_FILTER})
+            address = f"http://{pod['status']['podIP']}:{STATS_PORT}/stats/prometheus?{query}"
             try:
                 answer = self._http.request("GET", address)
             except urllib3.exceptions.HTTPError as error:
-                _log.warning("gateway %s does not tell its counts: %s", pod["name"], error)
+                _log.warning("gateway %s does not tell its counts: %s", name, error)
                 return None
             if answer.status != 200:
-                _log.warning("gateway %s does not tell its counts: %d", pod["name"], answer.status)
+                _log.warning("gateway %s does not tell its counts: %d", name, answer.status)
                 return None
-            stats = envoy.parse(answer.data.decode())
-            read[pod["uid"]] = {name: dict(cluster.codes) for name, cluster in stats.clusters.items()}
+            read[pod["metadata"]["uid"]] = envoy.parse(answer.data.decode())
         return read or None
 
-    def predictor_counts(self, namespace: str, revisions: Sequence[str]) -> dict[str, Series]:
-        """Latency and score counts of predictors that keep them, by their process; others are left out."""
+    def _predictor_counts(self, namespace: str, revision: str) -> dict[str, Series]:
+        """By process. Predictors that keep no counts are left out, and asked again after some time."""
         read: dict[str, Series] = {}
-        labels = f"serving.knative.dev/revision in ({','.join(revisions)})"
-        for pod in self._pods(namespace, labels):
+        for pod in _running(self._predictors((namespace, revision))):
+            uid, now_s = pod["metadata"]["uid"], time.monotonic()
+            if self._silent.get(uid, now_s) > now_s:
+                continue
             try:
-                answer = self._http.request("GET", f"http://{pod['ip']}:{PREDICTOR_PORT}/metrics/serin.json")
+                answer = self._http.request(
+                    "GET", f"http://{pod['status']['podIP']}:{PREDICTOR_PORT}/metrics/serin.json"
+                )
                 counts = json.loads(answer.data) if answer.status == 200 else None
             except (urllib3.exceptions.HTTPError, ValueError):
-                continue
+                counts = None
             if isinstance(counts, dict) and {"boot", "latency", "score"} <= counts.keys():
-                revision = pod["labels"]["serving.knative.dev/revision"]
                 read[counts["boot"]] = {
                     f"{revision} {kind}": {int(key): value for key, value in counts[kind].items()}
                     for kind in ("latency", "score")
                 }
+            else:
+                self._silent[uid] = now_s + SILENT_S
         return read
 
-    def _pods(self, namespace: str, labels: str) -> list[dict[str, Any]]:
-        listed = self._api.list(objects.pods(namespace), labels)["items"]
-        return [
-            {
-                "name": pod["metadata"]["name"],
-                "uid": pod["metadata"]["uid"],
-                "labels": pod["metadata"]["labels"],
-                "ip": pod["status"]["podIP"],
-            }
-            for pod in listed
-            if pod["status"].get("phase") == "Running" and pod["status"].get("podIP")
-        ]
+
+def kept_of_pod(document: dict[str, Any]) -> dict[str, Any]:
+    """The few fields of a pod that are needed to ask it."""
+    metadata, status = document["metadata"], document.get("status", {})
+    names = ("name", "namespace", "uid", "resourceVersion", "creationTimestamp")
+    return {
+        "metadata": {name: metadata[name] for name in names} | {"labels": {REVISION: revision_of(document)[1]}},
+        "status": {"phase": status.get("phase"), "podIP": status.get("podIP")},
+    }
+
+
+def revision_of(pod: Mapping[str, Any]) -> tuple[str, str]:
+    return pod["metadata"]["namespace"], pod["metadata"].get("labels", {}).get(REVISION, "")
+
+
+def _running(pods: Pods) -> Pods:
+    return [pod for pod in pods if pod["status"].get("phase") == "Running" and pod["status"].get("podIP")]
+
+
+class Gateway:
+    """One revision asked through the gateway."""
+
+    def __init__(self, api: Api, where: Where) -> None:
+        self._api, self._where = api, where
+        self._http = urllib3.PoolManager(timeout=urllib3.Timeout(connect=1, read=2), retries=False, maxsize=8)
 
     def check(
         self, name: str, candidate: str, stable: str | None, bodies: Sequence[object], timeout_s: float = 10
@@ -164,6 +237,5 @@ class Checks:
             del self._running[key]
         return future.result()
 
-    def forget(self, keys: Mapping[str, object]) -> None:
-        """Keep only these."""
-        self._running = {key: future for key, future in self._running.items() if key in keys}
+    def forget(self, key: str) -> None:
+        self._running.pop(key, None)

@@ -1,4 +1,4 @@
-"""Counts of both arms over gateways and pods that come and go, as windows for the judge: pure functions."""
+"""Windows for the judge from what KServe shows of the split and what was counted: pure functions."""
 
 import dataclasses
 import math
@@ -11,64 +11,34 @@ from serin.judge.window import ArmCounts, Window
 from serin.plan import Document
 from serin.platforms.kserve.service import Service
 from serin.rollout import Status
-from serin.telemetry.windows import Counters, Reading, window_between
+from serin.telemetry.tally import Counts, Tally, add, counters
+from serin.telemetry.windows import Reading, window_between
 
 BEFORE: Final = -1
 """The stage of what was counted before the first split was in force."""
 SETTLE_S: Final = 8.0
 """Knative probes a route for up to 5 s after every change, and Kourier counts the probes as answers."""
-
-Series = Mapping[str, Mapping[int, int]]
-"""Cumulative counts by name of what is counted, then by status code or bucket."""
-
-
-class Tally(Document):
-    """What was counted since the first look. `seen` are the counts as last read, by the process that keeps them."""
-
-    seen: Mapping[str, Series] = Field(default_factory=dict)
-    total: Series = Field(default_factory=dict)
-
-
-def add(tally: Tally, read: Mapping[str, Series]) -> Tally:
-    """Add what each process counted since it was last read.
-
-    The first look at a process only sets its baseline. A count that fell was reset and counts from zero; a series
-    that is gone (a revision some time out of the route) counts from zero when it is back.
-    """
-    total = {name: dict(counts) for name, counts in tally.total.items()}
-    for process, series in read.items():
-        before = tally.seen.get(process)
-        if before is None:
-            continue
-        for name, counts in series.items():
-            last = before.get(name, {})
-            if any(counts.get(key, 0) < count for key, count in last.items()):
-                last = {}
-            sums = total.setdefault(name, {})
-            for key, count in counts.items():
-                if count > last.get(key, 0):
-                    sums[key] = sums.get(key, 0) + count - last.get(key, 0)
-    return Tally(seen=read, total=total)
-
-
-def counters(tally: Tally, revision: str) -> Counters:
-    return Counters(
-        codes=tally.total.get(f"{revision} codes", {}),
-        latency=tally.total.get(f"{revision} latency", {}),
-        score=tally.total.get(f"{revision} score", {}),
-    )
+PROBES: Final = 20
+"""No more than this many probes of a revision follow a change."""
 
 
 class Measured(Document):
-    """One look at the counts. `percent` is the candidate's in the traffic rows, `steady_since_s` since when that is
-    also what the service asks for; None while a change is under way."""
+    """One look at the counts. `percent` is the candidate's in the traffic rows, `in_force_since_s` since when that is
+    also what the service asks for; None while a change is under way. `old`: as many answers of each revision may
+    still be to requests that were split by an earlier percent."""
 
     at_s: float
     window_id: int = 0
     stage: int = BEFORE
     percent: int
-    steady_since_s: float | None
+    in_force_since_s: float | None
+    old: Mapping[str, int] = Field(default_factory=dict)
     tally: Tally
+
+    @property
+    def under_split(self) -> bool:
+        """Whether the split was in force when this was counted."""
+        return self.in_force_since_s is not None and self.at_s >= self.in_force_since_s
 
     def reading(self, stable: str, candidate: str) -> Reading:
         return Reading(
@@ -77,40 +47,68 @@ class Measured(Document):
             stage=self.stage,
             percent=self.percent,
             gateway="",
-            stable=counters(self.tally, stable),
-            candidate=counters(self.tally, candidate),
+            stable=counters(self.tally, stable).model_copy(update={"old": self.old.get(stable, 0)}),
+            candidate=counters(self.tally, candidate).model_copy(update={"old": self.old.get(candidate, 0)}),
         )
 
 
 def measure(
-    before: Measured | None, service: Service, status: Status, counts: Mapping[str, Series], at_s: float
+    before: Measured | None, service: Service, status: Status, counts: Counts, now_s: float
 ) -> tuple[Measured, Window | None]:
-    """A new look, and the window since the last one.
+    """A new look, and the window since the last one; the last one again when nothing was counted since.
 
     Traffic moves before the status says so. So a window has a known share only if the split was confirmed at both
-    its ends; what is counted while it changes belongs to the stage before.
+    its ends and every answer in it was to a request this split had routed; what is counted while it changes belongs
+    to the stage before.
     """
+    if before is not None and counts.at_s <= before.at_s:
+        return before, None
     stable, candidate = status.stable_revision or "", status.candidate_revision or ""
     percent = service.share(candidate)
     confirmed = service.percent == percent and service.share(stable) == 100 - percent
-    since_s = before.steady_since_s if before is not None and before.percent == percent else None
-    since_s = at_s if since_s is None else since_s
-    old_stage = before.stage if before is not None else BEFORE
+    since_s = before.in_force_since_s if before is not None and before.percent == percent else None
+    since_s = now_s if since_s is None else since_s
+    tally = add(before.tally if before is not None else Tally(), counts.read)
     after = Measured(
-        at_s=at_s,
+        at_s=counts.at_s,
         window_id=before.window_id + 1 if before is not None else 0,
-        stage=status.stage if confirmed and percent > 0 and status.stage is not None else old_stage,
+        stage=before.stage if before is not None else BEFORE,
         percent=percent,
-        steady_since_s=since_s if confirmed else None,
-        tally=add(before.tally if before is not None else Tally(), counts),
+        in_force_since_s=since_s if confirmed else None,
+        tally=tally,
     )
+    if after.under_split and percent > 0 and status.stage is not None:
+        after = after.model_copy(update={"stage": status.stage})
+    same_split = (
+        before is not None and before.under_split and after.under_split and before.in_force_since_s == since_s
+    )
+    known = before if same_split else None
+    old = {revision: _old(known, tally, revision, counts.active) for revision in (stable, candidate)}
+    after = after.model_copy(update={"old": old})
     if before is None or before.percent == percent == 0:
         return after, None
     window = window_between(before.reading(stable, candidate), after.reading(stable, candidate))
-    steady = before.steady_since_s is not None and before.steady_since_s == after.steady_since_s
-    if not steady:
+    if not same_split or (counts.active is None and before.at_s - since_s < SETTLE_S):
         return after, dataclasses.replace(window, share=None)
-    return after, without_probes(window) if at_s - since_s < SETTLE_S else window
+    return after, without_probes(window) if after.at_s - since_s < SETTLE_S else window
+
+
+def _old(before: Measured | None, tally: Tally, revision: str, active: Mapping[str, int] | None) -> int:
+    """How many answers it takes until all requests of an earlier split surely have theirs; `before` is None when this
+    is the first look at the split in force. Probes are among the answers."""
+    if active is None:  # who does not tell is given time instead
+        return 0
+    now = active.get(revision, 0)
+    if now == 0:
+        return 0
+    if before is None:
+        return now + PROBES
+    answered = _answers(tally, revision) - _answers(before.tally, revision)
+    return max(0, before.old.get(revision, 0) - answered)
+
+
+def _answers(tally: Tally, revision: str) -> int:
+    return sum(counters(tally, revision).codes.values())
 
 
 def without_probes(window: Window) -> Window:
@@ -131,6 +129,5 @@ def without_probes(window: Window) -> Window:
 
 
 def _at_most(arm: ArmCounts, requests: float) -> ArmCounts:
-    events = math.ceil(sum(arm.events.values()))
     events = math.ceil(sum(arm.events.values()))
     return dataclasses.replace(arm, requests=min(arm.requests, max(round(requests), events)))

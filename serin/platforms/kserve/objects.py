@@ -16,12 +16,14 @@ def rollouts(namespace: str | None = None, name: str = "") -> str:
     return f"/apis/{GROUP}/{VERSION}{where}/{PLURAL}" + (f"/{name}" if name else "")
 
 
-def services(namespace: str, name: str = "") -> str:
-    return f"/apis/serving.kserve.io/v1beta1/namespaces/{namespace}/inferenceservices" + (f"/{name}" if name else "")
+def services(namespace: str | None = None, name: str = "") -> str:
+    where = f"/namespaces/{namespace}" if namespace else ""
+    return f"/apis/serving.kserve.io/v1beta1{where}/inferenceservices" + (f"/{name}" if name else "")
 
 
-def pods(namespace: str) -> str:
-    return f"/api/v1/namespaces/{namespace}/pods"
+def pods(namespace: str | None = None) -> str:
+    where = f"/namespaces/{namespace}" if namespace else ""
+    return f"/api/v1{where}/pods"
 
 
 def config_map(namespace: str, name: str) -> str:

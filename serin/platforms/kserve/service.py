@@ -100,6 +100,19 @@ def read(document: Mapping[str, Any]) -> Service:
     )
 
 
+def kept(document: dict[str, Any]) -> dict[str, Any]:
+    """Of an InferenceService, what `read` needs."""
+    metadata, status = document["metadata"], document.get("status", {})
+    names = ("name", "namespace", "uid", "resourceVersion", "creationTimestamp", "annotations")
+    components = status.get("components", {})
+    return {
+        "metadata": {name: metadata[name] for name in names if name in metadata},
+        "spec": document["spec"],
+        "status": {name: status[name] for name in ("deploymentMode", "modelStatus") if name in status}
+        | {"components": {name: components[name] for name in ("predictor",) if name in components}},
+    }
+
+
 def requests(config_map: Mapping[str, Any]) -> list[object]:
     """Recorded requests for checks at 0 % traffic, from the ConfigMap `<service>-requests`: bodies of the V1
     protocol, a JSON list under the key `requests.json`. Raises `UserError` when it is something else."""

@@ -1,7 +1,6 @@
 """One look at a rollout on KServe: from what is seen to the next status and what is to be done. Pure."""
 
 import dataclasses
-from collections.abc import Mapping
 from datetime import datetime
 from typing import Final
 
@@ -9,10 +8,11 @@ from serin.judge.window import Window
 from serin.plan import Document
 from serin.platforms.kserve import choreography
 from serin.platforms.kserve.choreography import Predictors
-from serin.platforms.kserve.measure import Measured, Series, measure
+from serin.platforms.kserve.measure import Measured, measure
 from serin.platforms.kserve.service import Service
 from serin.reconcile import Action, reconcile
 from serin.rollout import Check, ModelRollout, Phase, Status
+from serin.telemetry.tally import Counts
 
 BLIND_S: Final = 60.0
 """A candidate that nobody can watch loses its traffic after this time."""
@@ -27,10 +27,12 @@ class Memory(Document):
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Seen:
-    """`service` is None when there is none of that name; `counts` when the gateway's could not be read."""
+    """`service` is None when there is none of that name, `counts` when they could not be read; `blind` says why a
+    rollout that has not begun could not be watched."""
 
     service: Service | None
-    counts: Mapping[str, Series] | None = None
+    counts: Counts | None = None
+    blind: str | None = None
     checks: tuple[Check, ...] | None = None
     waits_for: str | None = None
     superseded_by: str | None = None
@@ -76,8 +78,8 @@ def _waits(rollout: ModelRollout, seen: Seen) -> str | None:
     ending = rollout.spec.abort or seen.superseded_by is not None
     if rollout.status.phase is not Phase.PENDING or seen.service is None or seen.waits_for is not None or ending:
         return None
-    if seen.counts is None:
-        return "waits until the gateway's counters can be read"
+    if seen.blind is not None:
+        return f"waits until it can be watched: {seen.blind}"
     return choreography.unrest(seen.service)
 
 
@@ -96,4 +98,4 @@ def _blind(status: Status, measured: Measured | None, now: datetime) -> str | No
         return None
     last_s = measured.at_s if measured is not None else status.entered_at.timestamp()
     blind_s = now.timestamp() - last_s
-    return f"the gateway's counters could not be read for {blind_s:.0f} s" if blind_s > BLIND_S else None
+    return f"the counters could not be read for {blind_s:.0f} s" if blind_s > BLIND_S else None
