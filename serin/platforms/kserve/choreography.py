@@ -17,7 +17,7 @@ Every patch is computed from what is seen now, so a restart between any two of t
 import copy
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Final
 
 from serin.plan import Document
 from serin.platforms.kserve.service import AUTO_UPDATE, KNATIVE_MODES, PERCENT, TAG_ROUTING, Service
@@ -25,6 +25,8 @@ from serin.reconcile import Action, CreateCandidate, Discard, Observation, Promo
 from serin.rollout import Candidate, Phase, Status
 
 Predictor = Mapping[str, Any]
+DIGEST: Final = "SERIN_MODEL_DIGEST"
+"""With it in its environment serin's predictor serves no other model."""
 
 
 class Predictors(Document):
@@ -111,9 +113,11 @@ def candidate_predictor(service: Service | None, candidate: Candidate) -> dict[s
     model["storageUri"] = candidate.storage_uri
     if service is None or "runtime" in candidate.model_fields_set:
         model["runtime"] = candidate.runtime
-    if candidate.env:
-        ours = {variable.name: variable.model_dump() for variable in candidate.env}
-        kept = [variable for variable in model.get("env", []) if variable["name"] not in ours]
+    ours = {variable.name: variable.model_dump() for variable in candidate.env}
+    if candidate.digest is not None:
+        ours[DIGEST] = {"name": DIGEST, "value": candidate.digest}
+    kept = [variable for variable in model.pop("env", []) if variable["name"] not in {*ours, DIGEST}]
+    if kept or ours:
         model["env"] = [*kept, *ours.values()]
     return predictor
 
