@@ -2,6 +2,9 @@
 
 from typing import Any
 
+import pytest
+
+from predictor import server
 from serin.platforms.kserve.choreography import DIGEST, candidate_predictor
 from serin.platforms.kserve.service import Service
 from serin.rollout import Candidate, EnvVar
@@ -30,3 +33,11 @@ def test_the_digest_of_stable_is_not_asked_of_a_candidate_without_one() -> None:
     assert env(given, variable("A", "1"), variable(DIGEST, "sha256:1")) == [variable("A", "1")]
     assert env(given, variable(DIGEST, "sha256:1")) is None
     assert env(given) is None
+
+
+def test_the_model_server_finds_it_in_its_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(DIGEST, "sha256:2")
+    arguments = server.parser("predictor").parse_args(
+        ["--model-name", "churn", "--model-dir", "/m", "--revision", "r"]
+    )
+    assert arguments.digest == "sha256:2"
