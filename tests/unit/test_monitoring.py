@@ -2,6 +2,7 @@
 
 import re
 from pathlib import Path
+from types import SimpleNamespace
 
 from prometheus_client import CollectorRegistry
 
@@ -16,7 +17,8 @@ def exposed() -> set[str]:
     """Names of the series of controller and predictor."""
     predictor = CollectorRegistry()
     predictor.register(Telemetry("churn", "churn-00001"))
-    metrics = [metric for registry in (Metrics().registry, predictor) for metric in registry.collect()]
+    controller = Metrics(SimpleNamespace(failures={}), SimpleNamespace(documents=list))
+    metrics = [metric for registry in (controller.registry, predictor) for metric in registry.collect()]
     return {metric.name + ending for metric in metrics for ending in ENDINGS[metric.type]}
 
 
