@@ -77,16 +77,16 @@ def _build(target: str, full: str, base: str, docker: str) -> None:
     print(f"{full}  {int(size.stdout) / 1e6:.0f} MB")
 
 
-def _load(cluster: str, full: str, docker: str) -> None:
+def _load(cluster: str, names: Iterable[str], docker: str) -> None:
     if cluster == "kind":
-        command = ["kind", "load", "docker-image", full, "--name", _setting("KIND_CLUSTER", "kind")]
+        command = ["kind", "load", "docker-image", *names, "--name", _setting("KIND_CLUSTER", "kind")]
         subprocess.run(command, check=True)
     elif cluster == "minikube":
-        command = ["minikube", "-p", _setting("MINIKUBE_PROFILE", "minikube"), "image", "load", full]
+        command = ["minikube", "-p", _setting("MINIKUBE_PROFILE", "minikube"), "image", "load", *names]
         subprocess.run(command, check=True)
     else:
         socket = _setting("CONTAINERD_SOCKET", "/run/containerd/containerd.sock")
-        with subprocess.Popen([docker, "save", full], stdout=subprocess.PIPE) as save:
+        with subprocess.Popen([docker, "save", *names], stdout=subprocess.PIPE) as save:
             into = ["ctr", "--address", socket, "-n", "k8s.io", "images", "import", "-"]
             subprocess.run(into, stdin=save.stdout, check=True)
         if save.returncode:
@@ -117,8 +117,7 @@ def main() -> int:
                 for target, full in names.items():
                     _build(target, full, base, docker)
             case "load":
-                for full in names.values():
-                    _load(arguments.cluster, full, docker)
+                _load(arguments.cluster, names.values(), docker)
             case "fill":
                 print(fill(sys.stdin.read(), names), end="")
     except FileNotFoundError as error:

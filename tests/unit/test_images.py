@@ -115,15 +115,22 @@ def test_no_placeholder_is_left_in_our_manifests() -> None:
 
 @pytest.fixture
 def called(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A docker, a kind and a ctr that write down how they are called."""
+    """Stand-ins that write down how they are called."""
     calls = tmp_path / "calls"
-    for program in ("docker", "kind", "ctr"):
+    for program in ("docker", "kind", "minikube", "ctr"):
         file = tmp_path / program
         then = "cat" if program == "ctr" else "echo 1000000"
         file.write_text(f'#!/bin/sh\necho "{program} $*" >> {calls}\n{then}\n', encoding="utf-8")
         file.chmod(0o755)
     monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
-    for variable in ("DOCKER", "BASE_IMAGE", "IMAGE_REPOSITORY", "KIND_CLUSTER", "CONTAINERD_SOCKET"):
+    for variable in (
+        "DOCKER",
+        "BASE_IMAGE",
+        "IMAGE_REPOSITORY",
+        "KIND_CLUSTER",
+        "MINIKUBE_PROFILE",
+        "CONTAINERD_SOCKET",
+    ):
         monkeypatch.delenv(variable, raising=False)
     return calls
 
@@ -141,15 +148,21 @@ def test_build_makes_every_image_under_its_name(called: Path) -> None:
         assert f"--target {target} -f docker/Dockerfile -t {name} " in called.read_text()
 
 
-@pytest.mark.parametrize("cluster", ["kind", "single-node"])
-def test_load_puts_every_image_on_the_cluster(called: Path, cluster: str, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    ("cluster", "calls"),
+    [
+        ("kind", ["kind load docker-image {} --name kind"]),
+        ("minikube", ["minikube -p minikube image load {}"]),
+        ("single-node", ["ctr --address /a/socket -n k8s.io images import -", "docker save {}"]),
+    ],
+)
+def test_load_puts_every_image_on_the_cluster(
+    called: Path, cluster: str, calls: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("CONTAINERD_SOCKET", "/a/socket")
     program("load", cluster)
-    for target in images.TARGETS:
-        name = program("name", target).strip()
-        loaded = {"kind": f"kind load docker-image {name} --name kind", "single-node": f"docker save {name}"}
-        assert loaded[cluster] in called.read_text()
-    assert called.read_text().count("ctr --address /a/socket -n k8s.io images import -") == 3 * (cluster != "kind")
+    names = " ".join(program("name", target).strip() for target in images.TARGETS)
+    assert sorted(called.read_text().splitlines()) == [call.format(names) for call in calls]
 
 
 def test_fill_is_a_filter(monkeypatch: pytest.MonkeyPatch) -> None:
