@@ -13,11 +13,13 @@ CHECKS ?= on
 CLUSTER ?= kind
 KUBECTL ?= kubectl
 export SERIN_HOME ?= $(CURDIR)/.serin
+export KIND_CLUSTER ?= serin
+export MINIKUBE_PROFILE ?= serin
 
 BIN := .venv/bin
 UV := $(BIN)/uv
 
-.PHONY: help setup run status down drill compile images load install lint test cluster-test clean bench-pipeline bench-rollout bench-judge bench-predictor
+.PHONY: help setup run status down drill compile doctor cluster-up cluster-status cluster-down images load install lint test cluster-test clean bench-pipeline bench-rollout bench-judge bench-predictor
 
 help: ## This list
 	@awk 'BEGIN {FS = ":.*## "} /^[a-z-]+:.*## / {printf "  make %-16s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -55,6 +57,19 @@ drill: setup ## Release a deliberately bad candidate and watch it fail
 
 compile: setup ## Write pipelines/compiled/train-and-release.yaml
 	@$(BIN)/python -m pipelines.compile
+
+doctor: setup ## What the current cluster lacks for releases, with fixes
+	@$(BIN)/serin doctor $(if $(filter kserve%,$(PLATFORM)),--platform "$(PLATFORM)")
+
+cluster-up: ## A cluster with Knative, KServe and serin (CLUSTER=kind|minikube)
+	@cluster/cluster.sh up "$(CLUSTER)"
+	@$(MAKE) images load install doctor
+
+cluster-status: ## What runs on the current cluster
+	@cluster/cluster.sh status
+
+cluster-down: ## Delete the cluster that cluster-up made
+	@cluster/cluster.sh down "$(CLUSTER)"
 
 images: ## Build the three images, named by their content
 	@"$(PYTHON)" docker/images.py build
