@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 import numpy as np
+from numpy.typing import NDArray
 from rich.console import Console
 from rich.table import Table
 
@@ -37,11 +38,13 @@ from benchmarks.peers import (
     looks_needed,
 )
 from benchmarks.peers import Table as LooksTable
-from benchmarks.scenarios import Counted
+from benchmarks.scenarios import SPLIT_OF_LABELS, Counted, LateLabels
 from serin.histograms import LATENCY_EDGES_S, SCORE_EDGES
 from serin.judge import (
+    Action,
     ArmCounts,
     EventMetric,
+    JudgeSpec,
     LatencyMetric,
     Policy,
     ScoreMetric,
@@ -52,12 +55,16 @@ from serin.judge import (
     policy_for,
     start,
 )
+from serin.judge.cohorts import Cohort, Labels
+from serin.judge.cohorts import windows as mature_windows
 from serin.plan import PROFILES
 from serin.simulate import Phase, Stream, run
 
 MINUTE_S: Final = 60
 HORIZON_S: Final = 60 * MINUTE_S
 RATES: Final = (100, 10, 1)
+WINDOW_S: Final = {100: 1.0, 10: 1.0, 1: 5.0}
+"""Length of a window at each rate."""
 
 SCENARIOS: Final[dict[str, scenarios.Scenario]] = {
     "errors 1 → 1.5 %": scenarios.errors(0.015),
@@ -123,6 +130,7 @@ class Sizes:
     times: Mapping[tuple[str, int], int]
     sticky: Mapping[Counted, int]
     pods: int
+    labels: int
     windows: int
 
 
@@ -134,6 +142,7 @@ FULL: Final = Sizes(
     times={("balanced", 100): 100, ("careful", 100): 40},
     sticky={Counted.CLIENT: 200, Counted.CLIENT_AND_SECOND: 100, Counted.REQUEST: 100},
     pods=500,
+    labels=1000,
     windows=20_000,
 )
 QUICK: Final = Sizes(
@@ -144,6 +153,7 @@ QUICK: Final = Sizes(
     times={("balanced", 100): 4, ("careful", 100): 2},
     sticky=dict.fromkeys(Counted, 4),
     pods=10,
+    labels=10,
     windows=300,
 )
 
@@ -187,8 +197,8 @@ def stream_of(scenario: str, rps: int, seed: int, horizon_s: float) -> Stream:
     return scenarios.stream(generator(scenario, rps, seed), rps, horizon_s, change)
 
 
-def judged(stream: Stream, name: str, plan: str = "fast") -> Result:
-    outcome = run(stream, plan, POLICIES[name])
+def judged(stream: Stream, name: str, plan: str = "fast", window_s: float = 1.0) -> Result:
+    outcome = run(stream, plan, POLICIES[name], window_s=window_s)
     return Result(outcome.phase, outcome.t, outcome.candidate_requests, outcome.harmed_requests)
 
 
@@ -200,7 +210,9 @@ def work(job: Job) -> list[dict[str, Result]]:
         traffic = Traffic(stream)
         results.append(
             {
-                name: judged(stream, name, job.plan) if name in POLICIES else _peer(name, traffic, job.limits or {})
+                name: judged(stream, name, job.plan, WINDOW_S[job.rps])
+                if name in POLICIES
+                else _peer(name, traffic, job.limits or {})
                 for name in job.judges
             }
         )
@@ -256,6 +268,55 @@ def pod_rollbacks(candidate_pods: int, seeds: range) -> int:
         rng = generator(f"pods {candidate_pods}", 100, seed)
         pods = scenarios.uneven_pods(rng, 0.05, candidate_pods)
         rolled_back += judged(scenarios.stream(rng, 100, 15 * MINUTE_S, pods), SERIN).rolled_back
+    return rolled_back
+
+
+# ---- labels that come late
+
+WRONG: Final = "wrong_decisions"
+LABEL_POLICY: Final = policy_for(PROFILES["fast"], JudgeSpec(metrics=(EventMetric(name=WRONG, weight=10.0),)))
+COHORT_S: Final = MINUTE_S
+LONGEST_DELAY_S: Final = 50 * MINUTE_S
+LABELLED_S: Final = 30 * MINUTE_S
+
+
+def label_windows_by_cohort(labels: LateLabels) -> Iterator[Window]:
+    """Each cohort's labels, as they are known when it is mature."""
+    cohort = (labels.t / COHORT_S).astype(int)
+    known = labels.known_t <= (cohort + 1) * COHORT_S + LONGEST_DELAY_S
+    everything = np.ones_like(known)
+    counts = [_per_arm(cohort, labels.to_candidate, which) for which in (everything, known, known & labels.bad)]
+    for k, (requests, labelled, bad) in enumerate(zip(*counts, strict=True)):
+        start_s, end_s = float(k * COHORT_S), float((k + 1) * COHORT_S)
+        stable, candidate = (Labels(int(requests[arm]), int(labelled[arm]), float(bad[arm])) for arm in (0, 1))
+        cohorts = [Cohort(k, start_s, end_s, 0, stable, candidate)]
+        yield from mature_windows(cohorts, WRONG, end_s + LONGEST_DELAY_S, longest_delay_s=LONGEST_DELAY_S)
+
+
+def label_windows_as_they_come(labels: LateLabels) -> Iterator[Window]:
+    """What two counters per arm give: requests when they come, wrong decisions when they are known."""
+    everything = np.ones_like(labels.bad)
+    requests = _per_arm((labels.t / COHORT_S).astype(int), labels.to_candidate, everything)
+    bad = _per_arm((labels.known_t / COHORT_S).astype(int), labels.to_candidate, labels.bad)
+    for k, ours in enumerate(requests):
+        share = SPLIT_OF_LABELS[len(SPLIT_OF_LABELS) * k // len(requests)]
+        stable, candidate = (ArmCounts(int(ours[arm]), {WRONG: int(bad[k, arm])}) for arm in (0, 1))
+        yield Window(k, float(k * COHORT_S), float((k + 1) * COHORT_S), 0, share, stable, candidate)
+
+
+def _per_arm(part: NDArray[np.intp], to_candidate: NDArray[np.bool_], chosen: NDArray[np.bool_]) -> NDArray[np.intp]:
+    """Counts [part, arm] of the chosen; arm 0 is stable."""
+    size = int(part.max()) + 1
+    return np.bincount((2 * part + to_candidate)[chosen], minlength=2 * size).reshape(size, 2)
+
+
+def label_rollbacks(windows_of: Callable[[LateLabels], Iterator[Window]], ratio: float, seeds: range) -> int:
+    rolled_back = 0
+    for seed in seeds:
+        state = start(LABEL_POLICY)
+        for window in windows_of(scenarios.late_labels(generator("late labels", 20, seed), 20, LABELLED_S, ratio)):
+            state = observe(state, window)
+        rolled_back += decide(state, LABELLED_S).action is Action.ROLLBACK
     return rolled_back
 
 
@@ -414,6 +475,17 @@ def routing_rows(pool: Pool, sizes: Sizes) -> Iterator[Row]:
         yield Row(f"{what}: rolled back, of {sizes.pods}", 100 * sum(found) / sizes.pods, "%", "<= 1")
 
 
+def label_rows(pool: Pool, sizes: Sizes) -> Iterator[Row]:
+    seeds = parts(sizes.labels, 50)
+    ways = {"by mature cohort": label_windows_by_cohort, "as they come": label_windows_as_they_come}
+    cases = (("by mature cohort", 1.0, "<= 1"), ("as they come", 1.0, ""), ("by mature cohort", 1.5, ""))
+    for way, ratio, bound in cases:
+        candidate = "harmless" if ratio == 1 else f"{ratio:g} times the wrong decisions"
+        what = f"late labels, 2 min on the candidate, 10 min on stable, {way}: {candidate}"
+        found = pool.map(what, label_rollbacks, [ways[way]] * len(seeds), [ratio] * len(seeds), seeds)
+        yield Row(f"{what}, rolled back, of {sizes.labels:,}", 100 * sum(found) / sizes.labels, "%", bound)
+
+
 # ---- one window
 
 
@@ -527,6 +599,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             *leak_rows(pool, sizes, harmful),
             *time_rows(pool, sizes, healthy),
             *routing_rows(pool, sizes),
+            *label_rows(pool, sizes),
         ]
         took_min = (time.monotonic() - pool.began_s) / MINUTE_S
     rows += window_rows(sizes.windows)

@@ -12,7 +12,7 @@ from typing import Final
 import numpy as np
 
 from serin.judge.primitive import Floats
-from serin.simulate import Stream
+from serin.simulate import Bools, Stream
 
 ERROR_RATE: Final = 0.01
 _P90_MS, _P99_MS = 151.8, 265.8
@@ -158,3 +158,31 @@ def sticky(rng: np.random.Generator, rps: float, horizon_s: float, burst: float,
     order = np.argsort(t, kind="stable")
     same = {field.name: getattr(clients, field.name)[client[order]] for field in fields(Stream) if field.name != "t"}
     return Stream(t=t[order], **same)
+
+
+SPLIT_OF_LABELS: Final = (0.05, 0.25, 0.50)
+"""The candidate's share of requests whose labels come late, in each third of the time."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class LateLabels:
+    """One entry per request in every array, in order of time.
+
+    `t`: seconds; `to_candidate`: which arm decided; `bad`: whether it decided wrongly; `known_t`: when that is known.
+    """
+
+    t: Floats
+    to_candidate: Bools
+    bad: Bools
+    known_t: Floats
+
+
+def late_labels(rng: np.random.Generator, rps: float, horizon_s: float, ratio: float = 1.0) -> LateLabels:
+    """Both arms' rate of wrong decisions swings between 5 % and 20 % once in 20 minutes, the candidate's is `ratio`
+    times stable's. Labels take ten minutes on stable and two on the candidate, exponentially distributed."""
+    t = np.sort(rng.uniform(0, horizon_s, rng.poisson(rps * horizon_s)))
+    share = np.array(SPLIT_OF_LABELS)[(len(SPLIT_OF_LABELS) * t / horizon_s).astype(int)]
+    to_candidate = rng.random(len(t)) < share
+    rate = 0.1 * 2 ** np.sin(2 * np.pi * t / 1200) * np.where(to_candidate, ratio, 1.0)
+    delay_s = np.where(to_candidate, 120, 600) * rng.standard_exponential(len(t))
+    return LateLabels(t, to_candidate, rng.random(len(t)) < rate, t + delay_s)

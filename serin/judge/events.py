@@ -11,7 +11,7 @@ from typing import Final
 from serin.judge.policy import EventMetric
 from serin.judge.primitive import Bet
 
-_RISKS: Final = {1.4: 0.10, 2.0: 0.42, 4.5: 0.34, 15.0: 0.07, 100.0: 0.07}
+_RISKS: Final = {1.4: 0.08, 1.9: 0.54, 4.5: 0.30, 15.0: 0.04, 100.0: 0.04}
 _FLOOR_FACTORS: Final = (2, 5, 20, 100, 500)
 
 

@@ -5,7 +5,17 @@ import pytest
 from scipy import stats
 
 from benchmarks import scenarios
-from benchmarks.judge import Job, windows, work
+from benchmarks.judge import (
+    COHORT_S,
+    LONGEST_DELAY_S,
+    WRONG,
+    Job,
+    label_rollbacks,
+    label_windows_as_they_come,
+    label_windows_by_cohort,
+    windows,
+    work,
+)
 from benchmarks.peers import (
     Limits,
     Look,
@@ -113,3 +123,33 @@ def test_windows_that_are_timed_report_every_metric() -> None:
         assert window.stable.requests + window.candidate.requests == 100
         assert set(window.candidate.events) == {"errors", "rejected", "refused"}
         assert sum(window.stable.latency.values()) == window.stable.requests - window.stable.events["errors"]
+
+
+def test_each_late_label_is_counted_once_in_the_cohort_of_its_request() -> None:
+    labels = scenarios.late_labels(np.random.default_rng(2), 20, 600)
+    ends_s = (np.floor(labels.t / COHORT_S) + 1) * COHORT_S
+    in_time = labels.known_t <= ends_s + LONGEST_DELAY_S
+    by_cohort = list(label_windows_by_cohort(labels))
+    assert [each.end_s for each in by_cohort] == np.unique(ends_s).tolist()
+    for each in by_cohort:
+        for arm, counts in ((False, each.stable), (True, each.candidate)):
+            own = (ends_s == each.end_s) & (labels.to_candidate == arm) & in_time
+            assert (counts.requests, counts.events[WRONG]) == (own.sum(), labels.bad[own].sum())
+    assert 0 < np.sum(~in_time) < 0.02 * len(in_time)
+
+
+def test_as_they_come_each_late_label_is_counted_once_when_it_is_known() -> None:
+    labels = scenarios.late_labels(np.random.default_rng(2), 20, 600)
+    as_they_come = list(label_windows_as_they_come(labels))
+    for arm in ("stable", "candidate"):
+        own = labels.to_candidate == (arm == "candidate")
+        counted = [getattr(each, arm) for each in as_they_come]
+        assert sum(each.requests for each in counted) == own.sum()
+        assert sum(each.events[WRONG] for each in counted) == np.sum(own & labels.bad & (labels.known_t < 600))
+
+
+def test_labels_as_they_come_condemn_the_harmless_and_by_cohort_the_harmful_alone() -> None:
+    seeds = range(3)
+    assert label_rollbacks(label_windows_as_they_come, 1.0, seeds) == 3
+    assert label_rollbacks(label_windows_by_cohort, 1.0, seeds) == 0
+    assert label_rollbacks(label_windows_by_cohort, 1.5, seeds) == 3
