@@ -127,8 +127,11 @@ class Api:
     def replace(self, path: str, document: Json) -> Json:
         return self._request("PUT", path, document)
 
-    def delete(self, path: str, resource_version: str) -> None:
-        body = {"apiVersion": "v1", "kind": "DeleteOptions", "preconditions": {"resourceVersion": resource_version}}
+    def delete(self, path: str, resource_version: str | None = None) -> None:
+        """With a version, only of that version."""
+        body: Json = {"apiVersion": "v1", "kind": "DeleteOptions"}
+        if resource_version is not None:
+            body["preconditions"] = {"resourceVersion": resource_version}
         try:
             self._request("DELETE", path, body)
         except NotFound:
