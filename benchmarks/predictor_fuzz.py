@@ -26,6 +26,11 @@ _WORDS: Final = (
     "binary_data_size", "binary_data_output", "probability", "decision", "BYTES", "FP16", "FP32", "FP64", "INT64",
     "BOOL", "UINT8", "__proto__", "constructor",
 )  # fmt: skip
+_SIZES: Final = (
+    ("BOOL", 1), ("INT8", 1), ("UINT8", 1), ("INT16", 2), ("UINT16", 2), ("FP16", 2), ("INT32", 4), ("UINT32", 4),
+    ("FP32", 4), ("INT64", 8), ("UINT64", 8), ("FP64", 8),
+)  # fmt: skip
+"""Bytes of a number in each datatype."""
 _HEADERS: Final[Sequence[tuple[str, Sequence[str]]]] = (
     ("Content-Type", ("application/json", "text/plain", "", "application/json; charset=utf-16", "\xff", "a/b;" * 99)),
     ("Content-Encoding", ("gzip", "identity", "br, gzip", "")),
@@ -97,12 +102,19 @@ class Fuzzer:
         binary = b""
         for tensor in document["inputs"]:
             if self._random.random() < 0.5:
-                del tensor["data"]
-                size = self._random.choice((0, 4, 8, 24, 40))
-                tensor["parameters"] = {"binary_data_size": size}
-                text = size >= 4 and self._random.random() < 0.7
-                binary += (size - 4).to_bytes(4, "little") + bytes(size - 4) if text else self._random.randbytes(size)
-        return path, document, binary or b"\0"
+                continue
+            values = tensor.pop("data")
+            if tensor["datatype"] == "BYTES":
+                texts = [value.encode() for value in values]
+                data = b"".join(len(text).to_bytes(4, "little") + text for text in texts)
+            else:
+                tensor["datatype"], size = self._random.choice(_SIZES)
+                data = self._random.randbytes(size * len(values))
+            if self._random.random() < 0.05:
+                data = data[: self._random.randrange(len(data))]
+            tensor["parameters"] = {"binary_data_size": len(data)}
+            binary += data
+        return path, document, binary
 
     def _mutated(self, node: object) -> object:
         """The document with one node of it changed, dropped, doubled or swapped for something else."""

@@ -169,7 +169,7 @@ def main() -> None:
 
     options = [f"-seed={arguments.seed}", f"-max_len={MAX_BYTES}", "-len_control=0", "-print_final_stats=1",
                f"-timeout={2 * ANSWER_S:.0f}", f"-artifact_prefix={arguments.result}-"]  # fmt: skip
-    mutate = mutator(records, atheris.Mutate)
+    mutate = mutator(records, lambda request, size: atheris.Mutate(request, size))  # Fuzz() replaces atheris.Mutate
     atheris.Setup([sys.argv[0], *options, str(arguments.corpus)], one, custom_mutator=mutate)
     atheris.Fuzz()
 

@@ -68,10 +68,11 @@ class Service:
     log: PredictionLog | None = None
     explainer: Explainer | None = None
 
-    def record(self, request_id: str, batch: Batch, scores: NDArray[Any]) -> None:
+    def record(self, request_id: str, size_bytes: int, batch: Batch, scores: NDArray[Any]) -> None:
+        """`size_bytes`: of the request."""
         self.telemetry.add_scores(scores)
         if self.log:
-            self.log.add(Entry(request_id, time.time(), batch, scores))
+            self.log.add(Entry(request_id, time.time(), batch, scores, size_bytes))
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,7 +102,7 @@ def application(service: Service) -> Router:
     async def respond(request: Request, answer: Callable[[bytes], Answer]) -> Response:
         body = await body_of(request)
         given = answer(body) if len(body) <= INLINE_BYTES else await asyncio.to_thread(answer, body)
-        service.record(request.scope[REQUEST_ID], given.batch, given.scores)
+        service.record(request.scope[REQUEST_ID], len(body), given.batch, given.scores)
         if given.json_length is None:
             return _json_bytes(given.body)
         headers = {JSON_LENGTH: str(given.json_length)}

@@ -102,11 +102,12 @@ class Servicer(pb_grpc.GRPCInferenceServiceServicer):
         await context.send_initial_metadata((*self._identity, ("x-request-id", request_id)))
         status = 500
         try:
-            if request.ByteSize() <= INLINE_BYTES:
+            size_bytes = request.ByteSize()
+            if size_bytes <= INLINE_BYTES:
                 batch, scores, response = self._infer(request, request_id)
             else:
                 batch, scores, response = await asyncio.to_thread(self._infer, request, request_id)
-            self._service.record(request_id, batch, scores)
+            self._service.record(request_id, size_bytes, batch, scores)
             status = 200
         except ClientError as error:
             status = error.status

@@ -21,7 +21,8 @@ from predictor.log import Entry, Fields, PredictionLog
 from predictor.sinks import sink
 
 LAYOUT = Layout.of(models.SIGNATURE.features)
-ENTRY = Entry("r1", 1_700_000_000.5, from_records(LAYOUT, [{"tenure": 5}, {}]), np.array([0.75, 0.25], np.float32))
+BATCH = from_records(LAYOUT, [{"tenure": 5}, {}])
+ENTRY = Entry("r1", 1_700_000_000.5, BATCH, np.array([0.75, 0.25], np.float32), 50)
 HOUR_S = 3600.0
 
 

@@ -8,10 +8,14 @@ import grpc
 import numpy as np
 import predictor_models as models
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 from kserve import InferenceGRPCClient, InferenceRESTClient, InferInput, InferRequest, RESTConfig
 from kserve.protocol.grpc import grpc_predict_v2_pb2 as pb
 from kserve.protocol.grpc import grpc_predict_v2_pb2_grpc as pb_grpc
 from predictor_process import free_port, request, running
+
+from predictor import v2
 
 RECORDS = ({"tenure": 5, "Contract": "One year"}, {"tenure": 40, "Contract": "Größe"})
 EXPECTED = [models.score(record) for record in RECORDS]
@@ -146,6 +150,43 @@ def test_a_bad_grpc_request_is_the_clients_fault(
     with pytest.raises(grpc.RpcError) as refusal:
         stub.ModelInfer(pb.ModelInferRequest(**{"model_name": "churn"} | infer))
     assert refusal.value.code() == code and named in refusal.value.details()
+
+
+CONTENTS = st.builds(
+    pb.InferTensorContents,
+    bool_contents=st.lists(st.booleans(), max_size=2),
+    int_contents=st.lists(st.integers(-(2**31), 2**31 - 1), max_size=2),
+    uint64_contents=st.lists(st.integers(0, 2**64 - 1), max_size=2),
+    fp32_contents=st.lists(st.floats(width=32), max_size=2),
+    fp64_contents=st.lists(st.floats(), max_size=2),
+    bytes_contents=st.lists(st.sampled_from([b"One year", b"", b"\xff", b"\0"]), max_size=2),
+)
+TENSORS = st.builds(
+    pb.ModelInferRequest.InferInputTensor,
+    name=st.sampled_from(["tenure", "Montant dû", "Contract", "Contract", "x", ""]),
+    datatype=st.sampled_from([*v2.NUMPY_TYPES, "BYTES", "BYTES", "BYTES", ""]),
+    shape=st.sampled_from([[1], [1, 1], [2], [2, 1], [], [0], [-1], [2**63 - 1], [1, 1, 1]]),
+    contents=CONTENTS,
+)
+REQUESTS = st.builds(
+    pb.ModelInferRequest,
+    model_name=st.sampled_from(["churn", "churn", "churn", "other"]),
+    inputs=st.lists(TENSORS, max_size=3),
+    outputs=st.lists(st.sampled_from([{"name": "decision"}, {"name": "x"}]), max_size=1),
+    raw_input_contents=st.just([]) | st.lists(st.binary(max_size=9), max_size=3),
+)
+CLIENTS_FAULTS = {grpc.StatusCode.INVALID_ARGUMENT, grpc.StatusCode.NOT_FOUND, grpc.StatusCode.RESOURCE_EXHAUSTED}
+
+
+@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(request=REQUESTS)
+def test_no_grpc_request_is_the_servers_fault(
+    stub: pb_grpc.GRPCInferenceServiceStub, request: pb.ModelInferRequest
+) -> None:
+    try:
+        assert stub.ModelInfer(request).outputs
+    except grpc.RpcError as refusal:
+        assert refusal.code() in CLIENTS_FAULTS, refusal.details()
 
 
 def test_grpc_datatypes_identity_and_counts(stub: pb_grpc.GRPCInferenceServiceStub, ports: tuple[int, int]) -> None:

@@ -5,6 +5,7 @@ import json
 import os
 import threading
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import duckdb
@@ -13,7 +14,7 @@ import predictor_models as models
 import pytest
 
 from predictor.columns import Layout, from_records
-from predictor.log import Entry, Fields, PredictionLog
+from predictor.log import CAPACITY_BYTES, Entry, Fields, PredictionLog
 from predictor.sinks import ParquetFiles, sink
 from serin.errors import UserError
 
@@ -23,7 +24,7 @@ HOUR_S = 3600.0
 
 
 def entry(request_id: str, *records: object, scores: Sequence[float]) -> Entry:
-    return Entry(request_id, 1_700_000_000.5, from_records(LAYOUT, records), np.array(scores, np.float32))
+    return Entry(request_id, 1_700_000_000.5, from_records(LAYOUT, records), np.array(scores, np.float32), 50)
 
 
 ENTRIES = (
@@ -152,6 +153,19 @@ def test_a_stuck_sink_loses_rows_and_nothing_else() -> None:
     log.close()
     assert log.rows == {"failed": 2, "dropped": 1, "written": 3}
     assert stuck.written == list(ENTRIES)
+
+
+def test_the_buffer_is_bounded_in_bytes() -> None:
+    stuck = Stuck()
+    log = PredictionLog(stuck, write_s=0.01)
+    log.add(ENTRIES[0])
+    assert stuck.entered.wait(10)
+    large = replace(ENTRIES[1], size_bytes=CAPACITY_BYTES // 3)
+    for _ in range(5):
+        log.add(large)
+    stuck.go.set()
+    log.close()
+    assert log.rows == {"failed": 2, "written": 3, "dropped": 2}
 
 
 def test_rows_not_written_at_the_end_are_counted(caplog: pytest.LogCaptureFixture) -> None:
