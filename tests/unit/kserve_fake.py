@@ -34,10 +34,12 @@ class Seen:
 
 @dataclass
 class FakeKServe:
-    """One InferenceService. `delay` says after how many passes a revision of that model is ready."""
+    """One InferenceService. `delay` says after how many passes a revision of that model is ready; a model that KServe
+    `refuses` (no runtime for it, say) changes nothing but the status."""
 
     name: str = "churn"
     delay: Callable[[str], int] = lambda _model: 0
+    refuses: Callable[[str], bool] = lambda _model: False
     race: bool = False  # Knative works out the traffic before the new revision exists
     predictor: dict[str, Any] = field(default_factory=dict)
     percent: int | None = None
@@ -50,6 +52,7 @@ class FakeKServe:
     rolled_out: str = ""
     previous: str = ""
     exists: bool = True
+    _refused: bool = False
     _template: object = None
     _targets: tuple[Target, ...] = ()
     _routed: tuple[Target, ...] = ()
@@ -90,6 +93,10 @@ class FakeKServe:
             "previousRolledoutRevision": self.previous,
             "traffic": rows,
         }
+        model_status = {
+            "transitionStatus": "InvalidSpec",
+            "lastFailureInfo": {"reason": "NoSupportingRuntime", "message": "no runtime for it"},
+        }
         percent = {} if self.percent is None else {PERCENT: self.percent}
         return copy.deepcopy(
             {
@@ -102,6 +109,7 @@ class FakeKServe:
                 "spec": {"predictor": {**self.predictor, **percent}},
                 "status": {
                     "deploymentMode": "Knative",
+                    **({"modelStatus": model_status} if self._refused else {}),
                     "components": {"predictor": {key: value for key, value in predictor.items() if value}},
                 },
             }
@@ -117,6 +125,10 @@ class FakeKServe:
     def tick(self) -> None:
         """KServe writes what it wants of Knative, Knative works, KServe reads what came of it last time."""
         self.now += 1
+        self._refused = self.refuses(self.predictor.get("model", {}).get("storageUri", ""))
+        if self._refused:
+            self._status = self._knative
+            return
         targets = self._wanted_targets()
         self._status = self._knative
         self._propagate()

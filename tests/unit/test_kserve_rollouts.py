@@ -194,6 +194,23 @@ def test_a_candidate_that_never_starts_is_taken_back_without_a_request() -> None
     assert (cluster.served(), cluster.model()) == ({"r2", "r4"}, {"v2"})
 
 
+def test_a_candidate_that_kserve_refuses_ends_at_once_and_leaves_no_trap() -> None:
+    """As seen: no revision is made of it, so the model goes back together with P; P=0 would be trap B."""
+    cluster = Cluster(promoted(refuses=lambda model: model == "v3"), rollout())
+    status = cluster.run(ticks=20)
+    assert (status.phase, status.reason) == (Phase.ROLLED_BACK, "candidate cannot serve: no runtime for it")
+    assert (cluster.served(), cluster.serving(), cluster.fake.percent) == ({"r2"}, {"r2": 100}, None)
+
+
+def test_a_service_that_kserve_refuses_is_not_released() -> None:
+    fake = promoted()
+    fake.refuses = lambda _model: True
+    cluster = Cluster(fake.settle(), rollout())
+    status = cluster.run(ticks=20)
+    assert status.phase is Phase.FAILED
+    assert "mend it first" in status.reason
+
+
 def test_a_candidate_that_fails_its_checks_gets_no_request() -> None:
     cluster = Cluster(promoted(), rollout(), checks=BAD)
     status = cluster.run()

@@ -87,6 +87,8 @@ def refusal(service: Service | None, candidate: Candidate) -> str | None:
             f"{name} has {PERCENT} {service.percent}: another canary is open, or was left at 0; go back to the "
             "model that should serve, wait until it is ready, and remove the field."
         )
+    if service.refused is not None:
+        return f"KServe does not accept {name} as it is ({service.refused}); mend it first."
     if candidate_predictor(service, candidate) == service.predictor:
         return f"{name} serves this candidate already; there is nothing to release."
     return None
@@ -164,7 +166,7 @@ def _candidate(service: Service, status: Status, predictors: Predictors, *, aske
     latest = next((row.revision for row in service.rows if row.tag == "latest"), service.ready)
     ready = name != "" and name == service.created == service.ready == latest
     failure = service.failure if not ready and name and service.failed_revision == name else None
-    return Revision(name, ready=ready, failure=failure)
+    return Revision(name, ready=ready, failure=failure or (service.refused if asked else None))
 
 
 def _foreign_change(service: Service, status: Status, predictors: Predictors, *, asked: bool) -> str | None:
@@ -241,7 +243,10 @@ def _retreat(service: Service, status: Status, predictors: Predictors, *, asked:
 
 
 def _undo(service: Service, status: Status, stable: Predictor) -> Change | None:
-    """First the traffic, then the model."""
+    """First the traffic, then the model. A spec that KServe refused never was a revision: nothing has to follow it."""
+    untouched = service.created == service.rolled_out == status.stable_revision
+    if service.refused is not None and untouched and not status.candidate_revision:
+        return _patch(service, stable, None)
     if service.percent != 0:
         return _patch(service, service.predictor, 0)
     if service.created == status.stable_revision:

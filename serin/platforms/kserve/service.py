@@ -15,6 +15,7 @@ KNATIVE_MODES: Final = ("Knative", "Serverless")
 REQUESTS: Final = "requests.json"
 MAX_REQUESTS: Final = 200
 _FAILED: Final = "BlockedByFailedLoad"
+_INVALID: Final = "InvalidSpec"
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,7 +34,8 @@ class Service:
 
     `created`, `ready`, `rolled_out` and `previous` are KServe's latestCreated, latestReady, latestRolledout and
     previousRolledoutRevision, empty when not set. `failure` is what KServe says about a model that does not load,
-    `failed_revision` the revision it says that of.
+    `failed_revision` the revision it says that of. `refused` is why KServe does nothing about the spec as it is, such
+    as a runtime that is not there: no revision is made of it.
     """
 
     name: str
@@ -50,6 +52,7 @@ class Service:
     components: frozenset[str] = frozenset()
     failure: str | None = None
     failed_revision: str = ""
+    refused: str | None = None
 
     def share(self, revision: str) -> int:
         """Percent of traffic of a revision; two rows may name the same one."""
@@ -78,7 +81,8 @@ def read(document: Mapping[str, Any]) -> Service:
     annotations = document["metadata"].get("annotations", {})
     seen = status.get("components", {}).get("predictor", {})
     model = status.get("modelStatus", {})
-    failed = model.get("lastFailureInfo", {}) if model.get("transitionStatus") == _FAILED else {}
+    transition, said = model.get("transitionStatus"), model.get("lastFailureInfo", {})
+    failed = said if transition == _FAILED else {}
     return Service(
         name=document["metadata"]["name"],
         resource_version=document["metadata"]["resourceVersion"],
@@ -97,6 +101,7 @@ def read(document: Mapping[str, Any]) -> Service:
         components=frozenset(spec) & {"transformer", "explainer", "canary"},
         failure=failed.get("message") or failed.get("reason"),
         failed_revision=failed.get("modelRevisionName", ""),
+        refused=(said.get("message") or said.get("reason") or _INVALID) if transition == _INVALID else None,
     )
 
 
