@@ -60,7 +60,9 @@ def runtime(name: str, image: str | None = None, command: list[str] | None = Non
     installed = json.loads(kubectl("get", "clusterservingruntime", "serin-onnx", "-o", "json"))
     spec = installed["spec"]
     container = spec["containers"][0]
-    spec["supportedModelFormats"] = [{"name": name, "version": "1"}]
+    for model_format in spec["supportedModelFormats"]:
+        model_format |= {"autoSelect": False}
+        model_format.pop("priority", None)
     if image:
         container["image"] = image
     if command:
@@ -76,6 +78,7 @@ def runtime(name: str, image: str | None = None, command: list[str] | None = Non
 @pytest.fixture(scope="session")
 def cluster(tell, controller_image, tmp_path_factory) -> Iterator[Cluster]:
     """An own namespace with models v1 to v9 on a volume, and a first release."""
+    kubectl("-n", NAMESPACE, "delete", "modelrollouts", "--all", "--timeout=180s", check=False)
     kubectl("delete", "namespace", NAMESPACE, "--ignore-not-found", "--timeout=180s")
     kubectl("create", "namespace", NAMESPACE)
     cluster = Cluster(NAMESPACE, RECORDS, tell)
@@ -100,6 +103,7 @@ def cluster(tell, controller_image, tmp_path_factory) -> Iterator[Cluster]:
     cluster.apply(runtime("crash", command=[python, "-c", "raise SystemExit('no')"]))
     cluster.apply(runtime("missing", image="dev.local/serin/no-such-image:1"))
     yield cluster
+    kubectl("-n", NAMESPACE, "delete", "modelrollouts", "--all", "--timeout=180s", check=False)
     kubectl("delete", "namespace", NAMESPACE, "--wait=false")
 
 

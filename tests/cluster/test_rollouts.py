@@ -66,6 +66,7 @@ def test_recorded_requests_refuse_a_failing_candidate_at_0_percent(released: Clu
         ("never-ready", fault("slowstart")),
         ("crash-looping", {"runtime": "crash"}),
         ("image-missing", {"runtime": "missing"}),
+        ("runtime-unknown", {"runtime": "nowhere"}),
     ],
 )
 def test_a_candidate_that_does_not_start_gets_no_traffic(
