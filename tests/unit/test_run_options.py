@@ -1,0 +1,36 @@
+"""What `make run` is told about where to run and how much to send."""
+
+from pathlib import Path
+
+import pytest
+import yaml
+
+from pipelines.run import place_of, rate_of
+from serin.errors import UserError
+
+
+def test_a_cluster_gets_no_requests_unless_asked() -> None:
+    assert rate_of(None, "embedded") > 0
+    assert rate_of(None, "kserve:serving") == 0
+    assert rate_of("25", "kserve") == 25
+    assert rate_of("none", "embedded") == 0
+    with pytest.raises(UserError, match="many"):
+        rate_of("many", "embedded")
+
+
+def test_a_namespace_not_named_is_that_of_the_kubeconfig(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    context = {"cluster": "c", "user": "u", "namespace": "mine"}
+    kubeconfig = {
+        "apiVersion": "v1",
+        "kind": "Config",
+        "current-context": "here",
+        "contexts": [{"name": "here", "context": context}],
+        "clusters": [{"name": "c", "cluster": {"server": "http://127.0.0.1:9"}}],
+        "users": [{"name": "u", "user": {}}],
+    }
+    (tmp_path / "config").write_text(yaml.safe_dump(kubeconfig), encoding="utf-8")
+    monkeypatch.setattr("kubernetes.config.kube_config.KUBE_CONFIG_DEFAULT_LOCATION", str(tmp_path / "config"))
+    assert place_of("kserve", tmp_path) == "kserve:mine"
+    assert place_of("kserve:serving", tmp_path) == "kserve:serving"
+    with pytest.raises(UserError, match="PLATFORM=cloud"):
+        place_of("cloud", tmp_path)
