@@ -7,6 +7,7 @@ serin's own (`serin.telemetry.tally`).
 
 import json
 import logging
+import math
 import re
 import threading
 import time
@@ -243,6 +244,7 @@ class PrometheusTelemetry:
         self._http = urllib3.PoolManager(timeout=timeout_s, retries=False, maxsize=16)
         self._lock = threading.Lock()
         self._names: dict[tuple[str, str], Names] = {}
+        self._problems: dict[tuple[str, str], tuple[float, str]] = {}
         self._last: dict[tuple[str, str, str], tuple[float, Counts | None]] = {}
 
     def counts(self, namespace: str, stable: str, candidate: str) -> Counts | None:
@@ -260,8 +262,16 @@ class PrometheusTelemetry:
 
     def problem(self, namespace: str, stable: str) -> str | None:
         """Why the revision could not be watched, and the fix; None when it could."""
+        asked_s, told = self._problems.get((namespace, stable), (-math.inf, ""))
+        if time.time() - asked_s < ASK_AGAIN_S:
+            return told
         found = self._choose(namespace, stable)
-        return f"Prometheus at {self._url}: {found}" if isinstance(found, str) else None
+        if isinstance(found, Names):
+            self._problems.pop((namespace, stable), None)
+            return None
+        told = f"Prometheus at {self._url}: {found}"
+        self._problems[namespace, stable] = time.time(), told
+        return told
 
     def _counts(self, namespace: str, stable: str, candidate: str) -> Counts | None:
         names = self._names.get((namespace, stable)) or self._choose(namespace, stable)

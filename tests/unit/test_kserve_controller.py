@@ -2,14 +2,16 @@
 
 import copy
 import itertools
+import threading
 import time
 from collections import Counter
 from typing import Any
 
 import pytest
+from prometheus_client import generate_latest
 
 from serin.controller.cache import Cache
-from serin.controller.controller import Controller, Metrics, generation_changed, service_of
+from serin.controller.controller import LOOKS_PER_S, Controller, Metrics, generation_changed, service_of
 from serin.platforms.kserve import objects, service
 from serin.platforms.kserve.api import Conflict, Unavailable
 from serin.rollout import Check
@@ -276,3 +278,96 @@ def test_an_error_nobody_foresaw_takes_the_traffic_back(world: World, monkeypatc
     monkeypatch.undo()
     assert "a bug" in world.until("RolledBack")["reason"]
     assert {world.fake.models[name] for name in world.fake.settle().traffic()} == {"v2"}
+
+
+def test_without_the_lease_nothing_is_done_and_with_it_again_it_goes_on(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("serin.controller.controller.TICK_S", 0.01)
+    monkeypatch.setattr("serin.controller.due._POLL_S", 0.01)
+    lost = threading.Event()
+
+    def term() -> threading.Thread:
+        thread = threading.Thread(target=world.controller.run, args=(lost.is_set,), daemon=True)
+        thread.start()
+        return thread
+
+    def until(phase: str) -> None:
+        for _ in range(1000):
+            if world.status().get("phase") == phase:
+                return
+            world.gateway.serve()
+            world.fake.tick()
+            world.services.refresh()
+            time.sleep(0.01)
+        raise AssertionError(world.status())
+
+    world.api.add(SPEC)
+    world.rollouts.refresh()
+    world.services.refresh()
+    first = term()
+    until("Progressing")
+    world.api.down = True
+    lost.set()
+    first.join(20)
+    assert not first.is_alive()
+    world.api.down = False
+    requests = world.api.requests.total()
+    world.fake.settle()
+    assert world.api.requests.total() == requests
+    lost.clear()
+    term()
+    until("Promoted")
+    lost.set()
+
+
+def test_a_server_that_stays_away_is_asked_less_and_less(world: World) -> None:
+    world.api.add(SPEC)
+    world.until("Progressing")
+    world.api.down = True
+    world.gateway.serve()
+    pauses_s = [world.controller.look(("serving", "churn")) for _ in range(7)]
+    assert pauses_s == [1, 2, 4, 8, 10, 10, 10]
+    world.api.down = False
+    world.round()
+    world.gateway.serve()
+    assert world.controller.look(("serving", "churn")) == 1
+
+
+def test_a_rollout_that_could_not_be_watched_waits_and_says_why(world: World) -> None:
+    world.gateway.blind = "Prometheus at http://p: nobody scrapes"
+    world.api.add(SPEC)
+    world.round()
+    assert world.status()["phase"] == "Pending"
+    assert world.status()["reason"] == "waits until it can be watched: Prometheus at http://p: nobody scrapes"
+    assert world.fake.percent is None
+    world.gateway.blind = None
+    world.until("Promoted")
+
+
+def test_looks_ask_the_api_server_for_nothing_they_know_from_watches(world: World) -> None:
+    world.api.add(SPEC)
+    world.until("Progressing")
+    world.gateway.serve()
+    world.api.requests.clear()
+    world.controller.look(("serving", "churn"))
+    assert set(world.api.requests) <= {"replace", "patch", "create"}
+
+
+def test_with_many_in_flight_each_is_looked_at_less_often(world: World) -> None:
+    world.api.add(SPEC)
+    world.controller._in_flight |= {("serving", f"other-{number}") for number in range(999)}
+    world.rollouts.refresh()
+    world.services.refresh()
+    assert world.controller.look(("serving", "churn")) == 1000 / LOOKS_PER_S
+
+
+def test_metrics_tell_phases_lag_and_failures(world: World) -> None:
+    world.api.add(SPEC)
+    world.until("Progressing")
+    world.api.failures["503"] = 2
+    text = generate_latest(world.metrics.registry).decode()
+    assert 'serin_rollouts{phase="Progressing"} 1.0' in text
+    assert 'serin_rollouts{phase="Promoted"} 0.0' in text
+    assert 'serin_api_failures_total{kind="503"} 2.0' in text
+    assert "serin_reconcile_lag_seconds_bucket" in text
