@@ -152,34 +152,50 @@ def test_a_bad_grpc_request_is_the_clients_fault(
     assert refusal.value.code() == code and named in refusal.value.details()
 
 
-CONTENTS = st.builds(
-    pb.InferTensorContents,
-    bool_contents=st.lists(st.booleans(), max_size=2),
-    int_contents=st.lists(st.integers(-(2**31), 2**31 - 1), max_size=2),
-    uint64_contents=st.lists(st.integers(0, 2**64 - 1), max_size=2),
-    fp32_contents=st.lists(st.floats(width=32), max_size=2),
-    fp64_contents=st.lists(st.floats(), max_size=2),
-    bytes_contents=st.lists(st.sampled_from([b"One year", b"", b"\xff", b"\0"]), max_size=2),
-)
-TENSORS = st.builds(
-    pb.ModelInferRequest.InferInputTensor,
-    name=st.sampled_from(["tenure", "Montant dû", "Contract", "Contract", "x", ""]),
-    datatype=st.sampled_from([*v2.NUMPY_TYPES, "BYTES", "BYTES", "BYTES", ""]),
-    shape=st.sampled_from([[1], [1, 1], [2], [2, 1], [], [0], [-1], [2**63 - 1], [1, 1, 1]]),
-    contents=CONTENTS,
-)
-REQUESTS = st.builds(
-    pb.ModelInferRequest,
-    model_name=st.sampled_from(["churn", "churn", "churn", "other"]),
-    inputs=st.lists(TENSORS, max_size=3),
-    outputs=st.lists(st.sampled_from([{"name": "decision"}, {"name": "x"}]), max_size=1),
-    raw_input_contents=st.just([]) | st.lists(st.binary(max_size=9), max_size=3),
-)
+ANY_DATATYPE = st.sampled_from([*v2.NUMPY_TYPES, "BYTES", "FP8"])
+
+
+@st.composite
+def requests(draw: st.DrawFn) -> pb.ModelInferRequest:
+    """Right, or wrong in a few places."""
+    rows = draw(st.integers(1, 2))
+
+    def values(of: st.SearchStrategy[object]) -> st.SearchStrategy[list[object]]:
+        return st.lists(of, min_size=rows, max_size=rows)
+
+    contents = st.builds(
+        pb.InferTensorContents,
+        bool_contents=values(st.booleans()),
+        int_contents=values(st.integers(-(2**31), 2**31 - 1)),
+        uint64_contents=values(st.integers(0, 2**64 - 1)),
+        fp32_contents=values(st.floats(width=32)),
+        fp64_contents=values(st.floats()),
+        bytes_contents=values(st.sampled_from([b"One year", b"", b"\xff", b"\0"])),
+    )
+    shape = st.sampled_from([[rows], [rows], [rows, 1], [], [0], [-1], [3], [2**63 - 1], [1, 1, 1]])
+    names = draw(st.lists(st.sampled_from(["tenure", "Montant dû", "Contract", "x"]), max_size=3, unique=True))
+    inputs = [
+        pb.ModelInferRequest.InferInputTensor(
+            name=name,
+            datatype=draw(st.just("BYTES" if name == "Contract" else "FP32") | ANY_DATATYPE),
+            shape=draw(shape),
+            contents=draw(contents),
+        )
+        for name in names
+    ]
+    return pb.ModelInferRequest(
+        model_name=draw(st.sampled_from(["churn", "churn", "churn", "other"])),
+        inputs=inputs,
+        outputs=draw(st.lists(st.sampled_from([{"name": "decision"}, {"name": "x"}]), max_size=1)),
+        raw_input_contents=draw(st.just([]) | st.lists(st.binary(max_size=9), max_size=3)),
+    )
+
+
 CLIENTS_FAULTS = {grpc.StatusCode.INVALID_ARGUMENT, grpc.StatusCode.NOT_FOUND, grpc.StatusCode.RESOURCE_EXHAUSTED}
 
 
 @settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(request=REQUESTS)
+@given(request=requests())
 def test_no_grpc_request_is_the_servers_fault(
     stub: pb_grpc.GRPCInferenceServiceStub, request: pb.ModelInferRequest
 ) -> None:
