@@ -97,20 +97,21 @@ class EnvoyTelemetry:
             return self._read_s, self._stats
 
     def _scrape(self) -> dict[str, envoy.GatewayStats] | None:
-        """By pod; None when there is none, or one does not tell."""
+        """By pod; None when there is none, or one does not tell. One that is going away may keep silent."""
         read: dict[str, envoy.GatewayStats] = {}
         for pod in _running(self._gateways()):
-            name, query = pod["metadata"]["name"], urlencode({"usedonly": "", "filter": STATS_FILTER})
+            query = urlencode({"usedonly": "", "filter": STATS_FILTER})
             address = f"http://{pod['status']['podIP']}:{STATS_PORT}/stats/prometheus?{query}"
             try:
                 answer = self._http.request("GET", address)
+                problem = None if answer.status == 200 else f"it answers {answer.status}"
             except urllib3.exceptions.HTTPError as error:
-                _log.warning("gateway %s does not tell its counts: %s", name, error)
+                problem = str(error)
+            if problem is None:
+                read[pod["metadata"]["uid"]] = envoy.parse(answer.data.decode())
+            elif "deletionTimestamp" not in pod["metadata"]:
+                _log.warning("gateway %s does not tell its counts: %s", pod["metadata"]["name"], problem)
                 return None
-            if answer.status != 200:
-                _log.warning("gateway %s does not tell its counts: %d", name, answer.status)
-                return None
-            read[pod["metadata"]["uid"]] = envoy.parse(answer.data.decode())
         return read or None
 
     def _predictor_counts(self, namespace: str, revision: str) -> dict[str, Series]:
@@ -140,9 +141,10 @@ class EnvoyTelemetry:
 def kept_of_pod(document: dict[str, Any]) -> dict[str, Any]:
     """The few fields of a pod that are needed to ask it."""
     metadata, status = document["metadata"], document.get("status", {})
-    names = ("name", "namespace", "uid", "resourceVersion", "creationTimestamp")
+    names = ("name", "namespace", "uid", "resourceVersion", "creationTimestamp", "deletionTimestamp")
     return {
-        "metadata": {name: metadata[name] for name in names} | {"labels": {REVISION: revision_of(document)[1]}},
+        "metadata": {name: metadata[name] for name in names if name in metadata}
+        | {"labels": {REVISION: revision_of(document)[1]}},
         "status": {"phase": status.get("phase"), "podIP": status.get("podIP")},
     }
 

@@ -1,0 +1,159 @@
+"""Counts of Kourier's Envoys and of predictors, over HTTP, from pods that come, go and keep silent."""
+
+import itertools
+import json
+import threading
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Any
+
+import pytest
+
+from serin.platforms.kserve import gateway as module
+from serin.platforms.kserve.gateway import REVISION, SCRAPE_S, SILENT_S, EnvoyTelemetry, kept_of_pod, revision_of
+
+HERE, NOWHERE = "127.0.0.1", "127.0.0.9"
+
+
+def line(revision: str, count: int, code: int = 200, namespace: str = "serving") -> str:
+    labels = f'envoy_response_code="{code}",envoy_cluster_name="{namespace}/{revision}"'
+    return f"envoy_cluster_upstream_rq{{{labels}}} {count}\n"
+
+
+def under_way(revision: str, count: int) -> str:
+    return f'envoy_cluster_upstream_rq_active{{envoy_cluster_name="serving/{revision}"}} {count}\n'
+
+
+def pod(name: str, revision: str = "", ip: str = HERE, phase: str = "Running", **metadata: Any) -> dict[str, Any]:
+    whole = {
+        "metadata": {
+            "name": name,
+            "namespace": "serving",
+            "uid": f"uid-{name}",
+            "resourceVersion": "1",
+            "creationTimestamp": "2026-11-22T09:30:00Z",
+            "labels": {REVISION: revision, "app": "churn"},
+            "managedFields": [{"manager": "kubelet"}],
+            **metadata,
+        },
+        "spec": {"containers": []},
+        "status": {"phase": phase, "podIP": ip, "conditions": []},
+    }
+    return kept_of_pod(whole)
+
+
+class World:
+    """Every pod has the same pages: what one process on this machine can show."""
+
+    def __init__(self) -> None:
+        self.stats = line("churn-1", 90) + line("churn-2", 8) + line("churn-2", 2, code=500) + under_way("churn-1", 3)
+        self.predictor: object = {"boot": "b-1", "latency": {"12": 40}, "score": {"3": 40}, "more": 1}
+        self.asked: list[str] = []
+        self.gateways = [pod("kourier-1")]
+        self.predictors: dict[str, list[dict[str, Any]]] = {}
+        world = self
+
+        class Handler(BaseHTTPRequestHandler):
+            def do_GET(self) -> None:
+                path = self.path.split("?")[0]
+                world.asked.append(path)
+                text = world.stats if path == "/stats/prometheus" else json.dumps(world.predictor)
+                self.send_response(200 if text != "null" else 404)
+                self.end_headers()
+                self.wfile.write(text.encode())
+
+            def log_message(self, format: str, *args: object) -> None:
+                """A test reads what was asked from `asked`."""
+
+        self.http = ThreadingHTTPServer((HERE, 0), Handler)
+        threading.Thread(target=self.http.serve_forever, args=(0.01,), daemon=True).start()
+        self.telemetry = EnvoyTelemetry(lambda: self.gateways, lambda key: self.predictors.get(key[1], []))
+
+    def counts(self) -> Any:
+        return self.telemetry.counts("serving", "churn-1", "churn-2")
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> list[float]:
+    now = [1000.0]
+    monkeypatch.setattr(module.time, "time", lambda: now[0])
+    monkeypatch.setattr(module.time, "monotonic", lambda: now[0])
+    return now
+
+
+@pytest.fixture
+def world(monkeypatch: pytest.MonkeyPatch, clock: list[float]) -> Iterator[World]:
+    found = World()
+    for name in ("STATS_PORT", "PREDICTOR_PORT"):
+        monkeypatch.setattr(module, name, found.http.server_address[1])
+    yield found
+    found.http.shutdown()
+    found.http.server_close()
+
+
+def test_answers_by_revision_and_code_of_every_gateway(world: World) -> None:
+    world.gateways.append(pod("kourier-2"))
+    found = world.counts()
+    assert found.read == {
+        "uid-kourier-1": {"churn-1 codes": {200: 90}, "churn-2 codes": {200: 8, 500: 2}},
+        "uid-kourier-2": {"churn-1 codes": {200: 90}, "churn-2 codes": {200: 8, 500: 2}},
+    }
+    assert found.active == {"churn-1": 6, "churn-2": 0}
+    assert found.at_s == 1000
+
+
+def test_a_namesake_in_another_namespace_is_another(world: World) -> None:
+    world.stats = line("churn-1", 5, namespace="other")
+    assert world.counts().read == {"uid-kourier-1": {"churn-1 codes": {}, "churn-2 codes": {}}}
+
+
+def test_predictors_are_found_by_the_label_of_their_revision(world: World) -> None:
+    world.predictors = {"churn-2": [pod("churn-2-x", "churn-2"), pod("churn-2-y", "churn-2", phase="Pending")]}
+    assert world.counts().read["b-1"] == {"churn-2 latency": {12: 40}, "churn-2 score": {3: 40}}
+    assert world.asked == ["/stats/prometheus", "/metrics/serin.json"]
+
+
+def test_rollouts_that_ask_at_the_same_time_share_one_reading(world: World, clock: list[float]) -> None:
+    for _ in range(5):
+        world.counts()
+    assert len(world.asked) == 1
+    clock[0] += SCRAPE_S + 0.1
+    world.stats = line("churn-1", 95)
+    found = world.counts()
+    assert (found.at_s, found.read["uid-kourier-1"]["churn-1 codes"]) == (clock[0], {200: 95})
+
+
+@pytest.mark.parametrize("predictor", [None, {"requests": 4}, [1, 2]])
+def test_a_predictor_that_keeps_no_counts_is_left_alone(world: World, clock: list[float], predictor: object) -> None:
+    world.predictor = predictor
+    world.predictors = {"churn-1": [pod("churn-1-x", "churn-1")]}
+    asked = []
+    for _ in range(4):
+        clock[0] += SILENT_S / 3 + 0.1
+        assert set(world.counts().read) == {"uid-kourier-1"}
+        asked.append(world.asked.count("/metrics/serin.json"))
+    assert asked == [1, 1, 1, 2]
+
+
+def test_a_gateway_that_does_not_tell_makes_us_blind(world: World) -> None:
+    world.gateways.append(pod("kourier-2", ip=NOWHERE))
+    assert world.counts() is None
+    assert world.telemetry.problem("serving", "churn-1") == "the gateway's counters cannot be read"
+
+
+def test_a_gateway_that_is_going_away_may_keep_silent(world: World) -> None:
+    world.gateways.insert(0, pod("kourier-0", ip=NOWHERE, deletionTimestamp="2026-11-22T09:40:00Z"))
+    assert set(world.counts().read) == {"uid-kourier-1"}
+    assert world.telemetry.problem("serving", "churn-1") is None
+
+
+def test_no_gateway_at_all_is_no_reading(world: World) -> None:
+    world.gateways = [pod("kourier-1", phase="Pending")]
+    assert world.counts() is None
+
+
+def test_of_a_pod_only_what_is_needed_is_kept() -> None:
+    kept = pod("churn-1-x", "churn-1")
+    assert revision_of(kept) == ("serving", "churn-1")
+    assert len(json.dumps(kept)) < 400
+    assert not {"managedFields", "spec"} & set(itertools.chain(kept, kept["metadata"]))
