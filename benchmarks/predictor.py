@@ -49,20 +49,22 @@ Records = Sequence[dict[str, Any]]
 
 @dataclass(frozen=True)
 class Sizes:
-    """`guided`, `sent` and `soak` are numbers of requests: made by a coverage-guided fuzzer and answered in
-    process, malformed and sent to the server, good and sent to the server."""
+    """`closed_s` and `open_s` are lengths of one closed-loop and one open-loop run. `guided`, `sent` and `soak` are
+    numbers of requests: made by a coverage-guided fuzzer and answered in process, malformed and sent to the server,
+    good and sent to the server."""
 
     warm_s: float = 1.5
-    run_s: float = 4.0
+    closed_s: float = 3.0
+    open_s: float = 4.0
     rounds: int = 2
     starts: int = 5
-    turns: int = 8
+    turns: int = 6
     guided: int = 100_000
     sent: int = 30_000
     soak: int = 1_000_000
 
 
-QUICK: Final = Sizes(warm_s=0.3, run_s=1, rounds=1, starts=2, turns=2, guided=3000, sent=2000, soak=5000)
+QUICK: Final = Sizes(0.3, closed_s=1, open_s=1, rounds=1, starts=2, turns=2, guided=3000, sent=2000, soak=5000)
 
 
 @dataclass(frozen=True)
@@ -242,7 +244,8 @@ def throughput(server: Server, records: Records, sizes: Sizes, *, rows: int) -> 
     with running(server, requests[0]) as started:
         closed_loop(started.port, requests, connections=CLIENTS, seconds=sizes.warm_s)
         loads = [
-            closed_loop(started.port, requests, connections=CLIENTS, seconds=sizes.run_s) for _ in range(sizes.rounds)
+            closed_loop(started.port, requests, connections=CLIENTS, seconds=sizes.closed_s)
+            for _ in range(sizes.rounds)
         ]
     return max(loads, key=lambda load: load.rate)
 
@@ -252,7 +255,7 @@ def p99_ms(server: Server, records: Records, sizes: Sizes, rate: float) -> float
     requests = bodies(server, records, 1)
     with running(server, requests[0]) as started:
         closed_loop(started.port, requests, connections=CLIENTS, seconds=sizes.warm_s)
-        loads = [open_loop(started.port, requests, rate=rate, seconds=sizes.run_s) for _ in range(sizes.rounds)]
+        loads = [open_loop(started.port, requests, rate=rate, seconds=sizes.open_s) for _ in range(sizes.rounds)]
     return min(load.percentile_ms(99) for load in loads)
 
 
@@ -365,7 +368,7 @@ def guided_rows(model: Path, scratch: Path, sizes: Sizes) -> tuple[list[Row], li
     outcome = json.loads(result.read_bytes())
     show(outcome["failures"])
     kept = [path.read_bytes() for path in corpus.iterdir()]
-    return [*outcome_rows("coverage-guided", Counter(outcome["statuses"])),
+    return [*outcome_rows("coverage-guided:", Counter(outcome["statuses"])),
             Row("coverage-guided: requests that reached something new", len(kept), "requests")], kept  # fmt: skip
 
 
@@ -408,7 +411,7 @@ def socket_rows(server: Server, records: Records, every: Records, kept: Sequence
         alive = httpx.get(f"http://127.0.0.1:{started.port}/v2/health/ready").status_code == 200
     show(failures)
     return [
-        *outcome_rows("sent", outcomes),
+        *outcome_rows("over sockets:", outcomes),
         Row("server alive afterwards", float(alive), "", "== 1"),
         Row("memory growth over the malformed requests", fuzzed_mb - before_mb, "MB", "<= 10"),
         Row(f"memory growth over {sent} good requests", slices_mb[-1] - slices_mb[0], "MB", "<= 3"),

@@ -67,9 +67,11 @@ class Fields:
         columns: dict[str, NDArray[Any]] = {}
         for features, values in ((self.layout.numbers, batch.numbers), (self.layout.strings, batch.strings)):
             for feature, column in zip(features, values, strict=True):
+                if feature.name in self.excluded:
+                    continue
                 if feature.name in self.hashed:
                     columns[feature.name] = np.array([self._hash(value) for value in column.tolist()], object)
-                elif feature.name not in self.excluded:
+                else:
                     columns[feature.name] = column
         return columns
 

@@ -69,6 +69,8 @@ def test_fields_can_be_left_out_or_hashed(tmp_path: Path) -> None:
         Fields(LAYOUT, hashed=fields.hashed, key=b"2"),
     )
     assert same.columns(ENTRIES[0].batch)["Contract"][0] == first["Contract"]
+    both = Fields(LAYOUT, frozenset({"Contract"}), frozenset({"Contract"}), b"secret")
+    assert "Contract" not in both.columns(ENTRIES[0].batch)
     assert another_key.columns(ENTRIES[0].batch)["Contract"][0] != first["Contract"]
 
 
