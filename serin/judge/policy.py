@@ -43,7 +43,7 @@ class LatencyMetric(Document):
     The margin counts in whole buckets of `serin.histograms`, factors of 1.0508; 1.10 is two buckets.
     """
 
-    weight: Positive = 0.26
+    weight: Positive = 0.24
     margin: Annotated[float, Field(ge=1, le=4)] = 1.10
     tolerance_ms: Annotated[float, Field(ge=0)] = 2.0
 
@@ -77,8 +77,8 @@ class JudgeSpec(Document):
     """Bound, per stage, on the probability of accepting a candidate that is worse than the stage's margin."""
     split_alpha: Level = 0.001
     """Bound on the probability of a false alarm about the split of traffic; a budget of its own."""
-    errors: EventMetric = EventMetric(name=ERRORS, weight=0.50)
-    rejected: EventMetric = EventMetric(name=REJECTED, weight=0.02, floor=0.002, acceptable_rate=0.01)
+    errors: EventMetric = EventMetric(name=ERRORS, weight=0.53)
+    rejected: EventMetric = EventMetric(name=REJECTED, weight=0.01, floor=0.002, acceptable_rate=0.01)
     latency: LatencyMetric = LatencyMetric()
     scores: ScoreMetric = ScoreMetric()
     metrics: Annotated[tuple[EventMetric, ...], Field(max_length=8)] = ()

@@ -118,7 +118,7 @@ def test_the_evidence_of_two_windows_by_hand() -> None:
     null = 1.05 * 0.05 / (1.05 * 0.05 + 0.95)
     invested = 0.15 * (1 - math.exp(-600 / 2400))
     ratio = floor = 0.15 - invested
-    for risk, weight in {1.4: 0.10, 2.0: 0.42, 4.5: 0.34, 15.0: 0.07, 100.0: 0.07}.items():
+    for risk, weight in {1.4: 0.08, 1.9: 0.54, 4.5: 0.30, 15.0: 0.04, 100.0: 0.04}.items():
         first, second = (risk**x_c / (1 + null * (risk - 1)) ** x for x_c, x in ((2, 5), (1, 2)))
         ratio += weight * (0.85 * first + invested) * second
     for factor in (2, 5, 20, 100, 500):
