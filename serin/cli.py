@@ -19,7 +19,6 @@ import yaml
 from click.shell_completion import ShellComplete
 from rich.console import Console
 
-from serin import load as load_generator
 from serin import model, release, view
 from serin.errors import TryAgain, UserError
 from serin.judge.commands import commands as judge_commands
@@ -127,8 +126,9 @@ def down(context: click.Context) -> None:
 @pass_platform
 def status(platform: Platform) -> None:
     """What serves, and every rollout."""
+    rollouts = platform.rollouts()
     click.echo(platform.problem() or str(platform))
-    Console().print(view.table(platform.rollouts(), datetime.now(UTC)))
+    Console().print(view.table(rollouts, datetime.now(UTC)))
 
 
 @cli.command(name="release")
@@ -271,6 +271,8 @@ def drill(
 @pass_platform
 def load(platform: Platform, service: str, rate: float, seconds: float | None, out: Path | None) -> None:
     """Send recorded requests on schedule and count every answer by revision and status."""
+    from serin import load as load_generator
+
     champion = platform.champion(service)
     if champion is None or platform.address is None:
         raise UserError(f"Service {service} serves nothing yet; release a first model with `make run`.")

@@ -15,7 +15,6 @@ from serin.errors import TryAgain, UserError
 from serin.platforms import Champion
 from serin.platforms.embedded import processes
 from serin.platforms.embedded.gateway import LOCAL
-from serin.platforms.embedded.supervisor import LOCK
 from serin.rollout import ModelRollout
 from serin.store import Store
 
@@ -79,7 +78,7 @@ def home_folder() -> Path:
 
 def supervisor_pid(home: Path) -> int | None:
     """The pid of the supervisor that holds the lock of `home`, None when there is none."""
-    with suppress(FileNotFoundError), (home / LOCK).open("r") as lock:
+    with suppress(FileNotFoundError), (home / processes.LOCK).open("r") as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
         except BlockingIOError:

@@ -15,6 +15,8 @@ import psutil
 
 from serin.platforms.embedded.gateway import LOCAL
 
+LOCK: Final = "supervisor.lock"
+"""The file of a platform's folder that its supervisor holds locked."""
 _KEPT_VARIABLES: Final = ("PATH", "HOME", "LANG", "LC_ALL", "TMPDIR", "TZ", "LD_LIBRARY_PATH", "VIRTUAL_ENV")
 """A model server gets these of the supervisor's environment, and nothing that may be a secret."""
 KILL_S: Final = 5.0

@@ -48,7 +48,6 @@ COUNTERS_TIMEOUT: Final = aiohttp.ClientTimeout(total=0.5)
 MIN_DRAIN_S: Final = 1.0
 STRAY_S: Final = 5.0
 DEFAULT_PORT: Final = 8080
-LOCK: Final = "supervisor.lock"
 _USER_MISTAKE: Final = 2
 _log = logging.getLogger("serin.supervisor")
 
@@ -437,7 +436,7 @@ def main(home: Path) -> int:
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
     logging.Formatter.converter = time.gmtime
     home.mkdir(parents=True, exist_ok=True, mode=0o700)
-    with (home / LOCK).open("a+") as lock:
+    with (home / processes.LOCK).open("a+") as lock:
         if not _locked(lock):
             _log.info("another supervisor works on %s", home)
             return 0

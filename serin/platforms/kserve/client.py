@@ -144,7 +144,7 @@ def idle(lease: Json | None, now: datetime) -> str | None:
     spec = lease["spec"] if lease is not None else {}
     fix = f"look with `kubectl -n {CONTROLLER_NAMESPACE} get pods`"
     if not spec.get("holderIdentity"):
-        return f"no controller is at work; {fix}, or install it with `kubectl apply -k manifests/overlays/kind`"
+        return f"no controller is at work; {fix}, or install it with `make install`"
     silent_s = (now - datetime.fromisoformat(spec["renewTime"])).total_seconds()
     if silent_s > STALE_S:
         return f"the controller {spec['holderIdentity']} has been silent for {silent_s:.0f} s; {fix}"
