@@ -79,10 +79,10 @@ def _build(target: str, full: str, base: str, docker: str) -> None:
 
 def _load(cluster: str, names: Iterable[str], docker: str) -> None:
     if cluster == "kind":
-        command = ["kind", "load", "docker-image", *names, "--name", _setting("KIND_CLUSTER", "kind")]
+        command = ["kind", "load", "docker-image", *names, "--name", _setting("KIND_CLUSTER", "serin")]
         subprocess.run(command, check=True)
     elif cluster == "minikube":
-        command = ["minikube", "-p", _setting("MINIKUBE_PROFILE", "minikube"), "image", "load", *names]
+        command = ["minikube", "-p", _setting("MINIKUBE_PROFILE", "serin"), "image", "load", *names]
         subprocess.run(command, check=True)
     else:
         socket = _setting("CONTAINERD_SOCKET", "/run/containerd/containerd.sock")

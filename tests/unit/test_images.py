@@ -151,8 +151,8 @@ def test_build_makes_every_image_under_its_name(called: Path) -> None:
 @pytest.mark.parametrize(
     ("cluster", "calls"),
     [
-        ("kind", ["kind load docker-image {} --name kind"]),
-        ("minikube", ["minikube -p minikube image load {}"]),
+        ("kind", ["kind load docker-image {} --name serin"]),
+        ("minikube", ["minikube -p serin image load {}"]),
         ("single-node", ["ctr --address /a/socket -n k8s.io images import -", "docker save {}"]),
     ],
 )
