@@ -1,4 +1,5 @@
-"""Run by test_predictor_confined.py inside the confinement it makes: the model is at /mnt. Prints what happened."""
+"""Run by test_predictor_confined.py inside the confinement it makes: the model is at /mnt, /srv can be written to.
+Prints what happened."""
 
 import contextlib
 import json
@@ -12,6 +13,7 @@ from pathlib import Path
 from predictor_process import command, free_port, predict, running
 
 MODEL = Path("/mnt")
+LOG = Path("/srv/log")
 
 
 def calls_without_a_route() -> int:
@@ -28,7 +30,7 @@ def writable() -> bool:
     return True
 
 
-with running(MODEL, "--grpc-port", str(free_port())) as (server, port):
+with running(MODEL, "--grpc-port", str(free_port()), "--log", str(LOG)) as (server, port):
     status, answer = predict(port)
     with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics") as response:
         metrics = response.read().decode()
@@ -48,6 +50,7 @@ print(
             "answer": answer,
             "metrics": metrics,
             "ended": ended,
+            "logged": len(list(LOG.glob("*.parquet"))),
             "calls": calls,
             "calls_are_seen": calls_without_a_route() > calls,
             "refused": refused.returncode,

@@ -1,4 +1,5 @@
-"""The server as a pod confines it: another user without a home, nothing to write to, nobody to call."""
+"""The server as a pod confines it: another user without a home, nothing to write to but a volume for the log, nobody
+to call."""
 
 import json
 import os
@@ -23,6 +24,7 @@ mount --move /media /dev
 while read -r _ where _; do
   case $where in /dev*) ;; *) mount -o remount,bind,ro "$where" 2>/dev/null || true ;; esac
 done < /proc/mounts
+mount -t tmpfs -o mode=777 volume /srv
 cd /
 exec env -i PATH="$PATH" setpriv --reuid={USER} --regid={USER} --clear-groups --no-new-privs \
   --bounding-set=-all,+dac_read_search --inh-caps=-all,+dac_read_search --ambient-caps=-all,+dac_read_search "$2" "$3"
@@ -45,6 +47,6 @@ def test_a_confined_server(tmp_path: Path) -> None:
     assert (seen["uid"], seen["home"], seen["writable"]) == (int(USER), None, False)
     assert seen["status"] == 200 and seen["answer"]["predictions"]
     assert 'serin_requests_total{code="200",model="churn",revision="churn-00001"} 1.0' in seen["metrics"]
-    assert seen["ended"] == 0
+    assert seen["ended"] == 0 and seen["logged"] == 1
     assert seen["calls_are_seen"] and seen["calls"] == 0
     assert seen["refused"] == 2 and "digest is sha256:" in seen["message"]
