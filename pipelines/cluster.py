@@ -34,6 +34,7 @@ from serin.platforms.embedded.client import home_folder
 NAME: Final = "train-and-release"
 EXPERIMENT: Final = "serin"
 POLL_S: Final = 2.0
+TIMEOUT_S: Final = 10.0
 STEPS: Final = ("preprocess", "train", "evaluate", "deploy")
 DONE: Final = ("SUCCEEDED", "SKIPPED")
 FAILED: Final = ("FAILED", "CANCELED")
@@ -53,13 +54,16 @@ def with_image(compiled: str, image: str) -> str:
 class Kfp:
     """A KFP backend; what its steps read and leave lies in `store`."""
 
-    def __init__(self, endpoint: str, image: str, store: Store) -> None:
+    def __init__(self, endpoint: str, image: str, store: Store, *, ui: str | None = None) -> None:
+        """`ui`: URL of the dashboard where it is not that of the API."""
         self._package = with_image(COMPILED.read_text(encoding="utf-8"), image)
         self._store = store
         self._endpoint = endpoint.rstrip("/")
-        with _asking(endpoint):
+        self._ui = (ui or endpoint).rstrip("/")
+        with _asking(self._endpoint):
+            # the client would try five times, with a traceback each, before it says that nobody is there
+            urllib3.request("GET", f"{self._endpoint}/apis/v2beta1/healthz", timeout=TIMEOUT_S, retries=False)
             self._client = kfp_client.Client(host=self._endpoint)
-            self._client.get_kfp_healthz()
 
     def data(self, source: Source) -> str:
         """Copied into the store, under its digest: what a run learned from stays as it was."""
@@ -85,7 +89,7 @@ class Kfp:
                 version_id=version,
                 pipeline_root=root,
             )
-        log = f"{self._endpoint}/#/runs/details/{run.run_id}"
+        log = f"{self._ui}/#/runs/details/{run.run_id}"
         tell(f"run {log}")
         artifacts = storage.canonical(f"{root}/{NAME}/{run.run_id}")
         yield _KfpExecution(self._client, run.run_id, log, artifacts, folder, tell)
@@ -210,9 +214,16 @@ def _asking(endpoint: str) -> Iterator[None]:
 @RUNS
 @click.option("--platform", default="kserve", show_default=True, help="Or kserve:NAMESPACE.")
 @click.option("--endpoint", envvar="KFP_ENDPOINT", help="URL of the KFP API.")
+@click.option("--ui", envvar="KFP_UI_ENDPOINT", help="URL of the KFP dashboard, for links. Default: the API's.")
 @click.option("--image", envvar="IMAGE", help="The pipeline image, as `make images` names it.")
 def command(
-    config_path: Path, traffic: str | None, runs: Path, platform: str, endpoint: str | None, image: str | None
+    config_path: Path,
+    traffic: str | None,
+    runs: Path,
+    platform: str,
+    endpoint: str | None,
+    ui: str | None,
+    image: str | None,
 ) -> None:
     """From a table to a promoted canary, on a cluster."""
     if not endpoint:
@@ -229,7 +240,7 @@ def command(
         raise UserError(f"Config: store: steps on KFP cannot read {store.uri}; use s3://, minio:// or gs://.")
     storage.check(store)
     place = place_of(platform, home_folder())
-    report, code = story(config, source, place, Kfp(endpoint, image, store), runs=runs, rate=rate)
+    report, code = story(config, source, place, Kfp(endpoint, image, store, ui=ui), runs=runs, rate=rate)
     click.echo(f"report    {report}")
     sys.exit(code)
 

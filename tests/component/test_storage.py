@@ -1,12 +1,9 @@
 """Models and tables by address, on a real S3 server and in folders."""
 
-import http.client
-from collections.abc import Iterator
 from pathlib import Path
 
 import predictor_models
 import pytest
-from moto.server import ThreadedMotoServer
 
 from components import storage
 from components.config import Config, Store, with_store
@@ -16,31 +13,6 @@ from serin import model
 from serin.errors import TryAgain, UserError
 
 S3 = Store(uri="minio://bucket/serin")
-
-
-@pytest.fixture(scope="module")
-def server() -> Iterator[str]:
-    """Address of an S3 server with one bucket, "bucket"."""
-    moto = ThreadedMotoServer("127.0.0.1", 0, verbose=False)
-    moto.start()
-    host, port = moto.get_host_and_port()
-    connection = http.client.HTTPConnection(host, port)
-    connection.request("PUT", "/bucket")
-    assert connection.getresponse().status == 200
-    connection.close()
-    yield f"http://{host}:{port}"
-    moto.stop()
-
-
-@pytest.fixture
-def s3(server: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    for name, value in {
-        "AWS_ACCESS_KEY_ID": "key",
-        "AWS_SECRET_ACCESS_KEY": "secret",
-        "AWS_REGION": "us-east-1",
-        "AWS_ENDPOINT_URL": server,
-    }.items():
-        monkeypatch.setenv(name, value)
 
 
 @pytest.fixture
