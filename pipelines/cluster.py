@@ -233,6 +233,8 @@ def command(
         )
     if not image:
         raise UserError("Which image? Set IMAGE to the pipeline image, as `make images` names it.")
+    if not platform.startswith("kserve"):
+        raise UserError(f"PLATFORM={platform}: a pipeline on KFP releases on kserve or kserve:NAMESPACE.")
     rate = rate_of(traffic, platform)
     config, source = prepare(config_path, os.environ)
     store = needed_store(config)

@@ -111,6 +111,28 @@ def test_it_gives_up_after_the_plans_deadlines(folder: Path) -> None:
         run(ListPlatform([Phase.PROGRESSING]), folder, step_s=3600)
 
 
+def test_a_platform_that_does_not_answer_for_a_while_is_asked_again(folder: Path) -> None:
+    class Away(ListPlatform):
+        def find(self, name: str) -> ModelRollout | None:
+            found = super().find(name)
+            if self.looks in (2, 3):
+                raise TryAgain("the API server does not answer", delay_s=1)
+            return found
+
+    ended, told = run(Away([Phase.DARK, Phase.DARK, Phase.DARK, Phase.PROMOTED]), folder)
+    assert ended.status.phase is Phase.PROMOTED
+    assert [line.split(":")[0] for line in told[1:]] == ["Dark", "the API server does not answer", "Promoted"]
+
+
+def test_a_rollout_that_was_deleted_ends_the_step(folder: Path) -> None:
+    class Deleted(ListPlatform):
+        def find(self, name: str) -> ModelRollout | None:
+            return None
+
+    with pytest.raises(UserError, match="was deleted"):
+        run(Deleted([Phase.DARK]), folder)
+
+
 def test_a_damaged_model_is_never_asked_for(folder: Path) -> None:
     (folder / "model" / "model.onnx").write_bytes(b"other")
     platform = ListPlatform([Phase.PROMOTED])
