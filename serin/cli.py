@@ -33,6 +33,7 @@ FAULTS: Final = ("errors", "latency", "scores", "crash", "slowstart")
 SWITCHES: Final = ("pause", "resume", "approve", "promote", "abort")
 _SUMMARY: Final = 68
 """Characters that a command's summary may have in a list of commands."""
+_PIPE_WIDTH: Final = 240
 _POSITIVE: Final = click.FloatRange(0, min_open=True)
 
 
@@ -128,7 +129,10 @@ def status(platform: Platform) -> None:
     """What serves, and every rollout."""
     rollouts = platform.rollouts()
     click.echo(platform.problem() or str(platform))
-    Console().print(view.table(rollouts, datetime.now(UTC)))
+    console = Console()
+    if not console.is_terminal:
+        console = Console(width=_PIPE_WIDTH)
+    console.print(view.table(rollouts, datetime.now(UTC), width=console.width))
 
 
 @cli.command(name="release")

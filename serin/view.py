@@ -25,6 +25,8 @@ RATIO_BAR: Final = 25
 RATIO_LIMIT: Final = 4.0
 """The bar of a ratio goes from 1 / RATIO_LIMIT to RATIO_LIMIT."""
 HISTORY: Final = 4
+REASON_WIDTH: Final = 110
+"""Columns a terminal must have for the reasons in a list of rollouts."""
 PLAIN_S: Final = 5.0
 """Without a terminal, a line of progress at most this often."""
 
@@ -295,16 +297,17 @@ def _follow_plain(
         sleep(interval_s)
 
 
-def table(rollouts: Iterable[ModelRollout], now: datetime) -> Table:
-    """One row each, as `kubectl get modelrollouts` prints them."""
+def table(rollouts: Iterable[ModelRollout], now: datetime, *, width: int) -> Table:
+    """One row each, as `kubectl get modelrollouts` prints them; reasons where there is room for them."""
     rows = Table(box=None, pad_edge=False, padding=(0, 3, 0, 0))
-    for title in ("SERVICE", "PHASE", "STAGE", "TRAFFIC", "EVIDENCE", "AGE"):
+    for title in ("NAME", "SERVICE", "PHASE", "STAGE", "TRAFFIC", "EVIDENCE", "AGE"):
         rows.add_column(title, no_wrap=True)
-    rows.add_column("REASON", overflow="fold")
-    rows.add_column("NAME", no_wrap=True)
+    if width >= REASON_WIDTH:
+        rows.add_column("REASON", overflow="fold")
     for rollout in rollouts:
         status = rollout.status
-        rows.add_row(
+        cells: list[str | Text] = [
+            rollout.metadata.name,
             rollout.spec.service,
             Text(status.phase, _PHASE_STYLE.get(status.phase, "")),
             words.stage(rollout.spec.effective_plan, status),
@@ -312,6 +315,6 @@ def table(rollouts: Iterable[ModelRollout], now: datetime) -> Table:
             words.harm(status.log10_e, rollout.spec.judge) if status.evidence else "none yet",
             words.age((now - rollout.metadata.creation_timestamp).total_seconds()),
             Text(words.sentence(status.reason)),
-            rollout.metadata.name,
-        )
+        ]
+        rows.add_row(*cells[: len(rows.columns)])
     return rows

@@ -184,8 +184,8 @@ def test_an_interrupt_gives_the_cursor_back_and_goes_on():
 
 def test_the_table_has_a_row_for_each_rollout(stories):
     listed = [frames[-1].rollout for frames in stories.values()]
-    text = shown(table(listed, rollouts.START + timedelta(minutes=12)), 200)
-    assert text.split()[:8] == ["SERVICE", "PHASE", "STAGE", "TRAFFIC", "EVIDENCE", "AGE", "REASON", "NAME"]
+    text = shown(table(listed, rollouts.START + timedelta(minutes=12), width=200), 200)
+    assert text.split()[:8] == ["NAME", "SERVICE", "PHASE", "STAGE", "TRAFFIC", "EVIDENCE", "AGE", "REASON"]
     assert text.count("churn-2") == len(listed) and "12m" in text and "Promoted" in text and "RolledBack" in text
 
 
@@ -220,3 +220,9 @@ def test_slots_lose_no_window(stories):
 )
 def test_durations(seconds, text):
     assert words.duration(seconds) == text
+
+
+def test_in_a_narrow_terminal_each_rollout_keeps_its_line(stories):
+    listed = [frames[-1].rollout for frames in stories.values()]
+    text = shown(table(listed, rollouts.START + timedelta(minutes=12), width=80), 80)
+    assert "REASON" not in text and len(text.splitlines()) == 1 + len(listed)
