@@ -20,6 +20,7 @@ from serin.plan import PROFILES, Document, Plan
 from serin.platforms import Platform
 from serin.rollout import ModelRollout
 from serin.target import connected, pass_platform, rollout_argument, rollout_named
+from serin.telemetry.export import read as read_export
 from serin.timeline import from_document
 
 _SEED: Final = 7
@@ -36,6 +37,8 @@ _profile = click.option("--profile", type=click.Choice(list(PROFILES)), help="A 
 _policy = click.option(
     "--policy", "policy_file", type=click.Path(path_type=Path), help="YAML file with `plan` and `judge`."
 )
+_stable = click.option("--stable", metavar="REVISION", help="In a Prometheus export: the revision that served.")
+_candidate = click.option("--candidate", metavar="REVISION", help="In a Prometheus export: the one released.")
 
 
 @click.command()
@@ -67,12 +70,22 @@ def explain(platform: Platform, rollout: str | None) -> None:
 @rollout_argument
 @_profile
 @_policy
+@_stable
+@_candidate
 @click.pass_context
 def replay_command(
-    context: click.Context, rollout: str | None, profile: str | None, policy_file: Path | None
+    context: click.Context,
+    rollout: str | None,
+    profile: str | None,
+    policy_file: Path | None,
+    stable: str | None,
+    candidate: str | None,
 ) -> None:
-    """Judge a recorded rollout, or a timeline file (Parquet, CSV), again under another policy."""
-    windows, own_plan, own_judge = _record(context, rollout)
+    """Judge a recorded rollout, or a file, again under another policy.
+
+    A file is a timeline (Parquet, CSV) or a Prometheus export (JSON, from query_range).
+    """
+    windows, own_plan, own_judge = _record(context, rollout, stable, candidate)
     chosen, judge = _plan_and_judge(profile, policy_file, own_plan, own_judge)
     click.echo("\n".join(told_steps(replay(windows, policy_for(chosen, judge)), windows)))
 
@@ -80,10 +93,18 @@ def replay_command(
 @click.command()
 @rollout_argument
 @_policy
+@_stable
+@_candidate
 @click.pass_context
-def aa(context: click.Context, rollout: str | None, policy_file: Path | None) -> None:
+def aa(
+    context: click.Context,
+    rollout: str | None,
+    policy_file: Path | None,
+    stable: str | None,
+    candidate: str | None,
+) -> None:
     """From a rollout of the same model (A/A): how often it would be rolled back; proposes margins."""
-    windows, own_plan, own_judge = _record(context, rollout)
+    windows, own_plan, own_judge = _record(context, rollout, stable, candidate)
     chosen, judge = _plan_and_judge(None, policy_file, own_plan, own_judge)
     found = twins(windows, policy_for(chosen, judge))
     click.echo("\n".join(told_twins(found)))
@@ -191,8 +212,14 @@ def _policy_of(file: Path) -> PolicyFile:
         raise UserError(f"Policy {file}: {field}: {first['msg']}.") from error
 
 
-def _record(context: click.Context, rollout: str | None) -> tuple[list[Window], Plan, JudgeSpec]:
+def _record(
+    context: click.Context, rollout: str | None, stable: str | None, candidate: str | None
+) -> tuple[list[Window], Plan, JudgeSpec]:
     """The windows of a rollout, or of a file, and the policy it was judged by (the defaults for a file)."""
+    if rollout is not None and Path(rollout).suffix == ".json":
+        if stable is None or candidate is None:
+            raise UserError("An export names no rollout: tell both revisions with --stable and --candidate.")
+        return read_export(Path(rollout), stable, candidate), PROFILES["balanced"], JudgeSpec()
     if rollout is not None and Path(rollout).suffix in (".parquet", ".csv"):
         return read(Path(rollout)), PROFILES["balanced"], JudgeSpec()
     platform = connected(context)
