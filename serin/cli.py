@@ -33,6 +33,8 @@ FAULTS: Final = ("errors", "latency", "scores", "crash", "slowstart")
 SWITCHES: Final = ("pause", "resume", "approve", "promote", "abort")
 _SUMMARY: Final = 68
 """Characters that a command's summary may have in a list of commands."""
+AWAY_S: Final = 120.0
+"""A watch goes on through an API server that is away no longer than this."""
 _PIPE_WIDTH: Final = 240
 _POSITIVE: Final = click.FloatRange(0, min_open=True)
 
@@ -352,10 +354,19 @@ def _rate(traffic: str) -> float:
 
 
 def _watched(platform: Platform, name: str) -> ModelRollout:
-    """The rollout at its end, shown until then."""
+    """The rollout at its end, shown until then; what was seen last while the platform is away for a moment."""
+    seen = rollout_named(platform, name), platform.windows(name, last=view.WINDOWS)
+    seen_s = time.monotonic()
 
     def read() -> tuple[ModelRollout, Sequence[dict[str, object]]]:
-        return rollout_named(platform, name), platform.windows(name, last=view.WINDOWS)
+        nonlocal seen, seen_s
+        try:
+            seen = rollout_named(platform, name), platform.windows(name, last=view.WINDOWS)
+            seen_s = time.monotonic()
+        except TryAgain:
+            if time.monotonic() - seen_s > AWAY_S:
+                raise
+        return seen
 
     return view.follow(
         read,

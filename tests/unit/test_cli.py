@@ -376,6 +376,21 @@ def test_the_plugin_steers_a_rollout_on_a_cluster(kubectl):
     assert "There is no rollout churn-9; known: churn-1." in refused(kubectl("watch", "churn-9"))
 
 
+@pytest.mark.parametrize(("away_s", "code"), [(1, 1), (1000, 3)])
+def test_a_watch_goes_on_through_an_api_server_that_is_away_for_a_moment(kubectl, monkeypatch, away_s, code):
+    now_s = [0.0]
+
+    def sleep(_: float) -> None:
+        now_s[0] += away_s
+        kubectl.api.raises = None if kubectl.api.raises else TryAgain("the API server does not answer", delay_s=1)
+        if kubectl.api.raises is None:
+            kubectl.api.end("churn-1", phase="RolledBack", reason="aborted by request")
+
+    monkeypatch.setattr(cli.time, "sleep", sleep)
+    monkeypatch.setattr(cli.time, "monotonic", lambda: now_s[0])
+    assert kubectl("watch").code == code
+
+
 def test_the_plugin_has_no_commands_of_the_embedded_platform(kubectl):
     assert kubectl("up").code == 2 and kubectl("release").code == 2
     said = kubectl("--help")
