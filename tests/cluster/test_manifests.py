@@ -1,5 +1,6 @@
 """The manifests at a real API server, and what the service accounts may and may not do."""
 
+import json
 import subprocess
 from pathlib import Path
 
@@ -66,6 +67,17 @@ def test_the_controller_may_do_what_it_needs() -> None:
 
 def test_the_controller_may_do_nothing_else() -> None:
     assert [each for each in REFUSED if may(CONTROLLER, *each)] == []
+
+
+@pytest.mark.parametrize(
+    ("role", "verbs"),
+    [("view", {"get", "list", "watch"}), ("edit", {"get", "list", "watch", "create", "patch", "update", "delete"})],
+)
+def test_people_get_rollouts_with_their_usual_role(role: str, verbs: set[str]) -> None:
+    rules = json.loads(kubectl("get", "clusterrole", role, "-o", "json"))["rules"]
+    granted = [rule for rule in rules if "serin.dev" in rule.get("apiGroups", [])]
+    assert {verb for rule in granted for verb in rule["verbs"]} == verbs
+    assert {resource for rule in granted for resource in rule["resources"]} == {"modelrollouts"}
 
 
 def has_prometheus_operator() -> bool:
