@@ -49,9 +49,8 @@ def content_hash(files: Mapping[str, bytes]) -> str:
 
 def sources(root: Path, paths: Iterable[str]) -> dict[str, bytes]:
     """Files at and below `paths`, as the build sees them: without bytecode."""
-    found = [
-        each for path in paths for each in ((root / path).rglob("*") if (root / path).is_dir() else [root / path])
-    ]
+    places = [root / path for path in paths]
+    found = [each for place in places for each in (place.rglob("*") if place.is_dir() else [place])]
     files = (each for each in found if each.is_file() and "__pycache__" not in each.parts)
     return {each.relative_to(root).as_posix(): each.read_bytes() for each in files}
 

@@ -160,7 +160,12 @@ class _Server(uvicorn.Server):
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         asyncio.get_running_loop().set_default_executor(ThreadPoolExecutor(threads.cpu_limit()))
         if self._grpc_port is not None:
-            from predictor import rpc
+            try:
+                from predictor import rpc
+            except ModuleNotFoundError as error:
+                raise UserError(
+                    f"--grpc-port: package {error.name} is not installed here; install grpcio and kserve, or leave it out."
+                ) from error
 
             self._grpc = await rpc.start(self._service, self.config.host, self._grpc_port)
         await super().startup(sockets)

@@ -1,10 +1,14 @@
 """How the server ends when the user has to act."""
 
 import argparse
+import asyncio
+import sys
 from pathlib import Path
 
 import pytest
+import uvicorn
 
+import predictor
 from predictor import server
 from serin.errors import UserError
 
@@ -46,3 +50,12 @@ def test_knative_names_the_revision(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("K_REVISION", "churn-predictor-00007")
     arguments = server.parser("predictor").parse_args(["--model-name", "churn", "--model-dir", "/mnt/models"])
     assert arguments.revision == "churn-predictor-00007"
+
+
+def test_grpc_where_it_is_not_installed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "grpc", None)
+    monkeypatch.delitem(sys.modules, "predictor.rpc", raising=False)
+    monkeypatch.delattr(predictor, "rpc", raising=False)
+    waiting = server._Server(uvicorn.Config("no:app"), None, drain_s=1, grpc_port=8081)
+    with pytest.raises(UserError, match="grpc is not installed"):
+        asyncio.run(waiting.startup())
