@@ -25,18 +25,17 @@ KSERVE: Final = (0, 19)
 RUNTIME: Final = "serin-onnx"
 KOURIER: Final = "kourier.ingress.networking.knative.dev"
 CONTROLLER: Final = f"system:serviceaccount:{CONTROLLER_NAMESPACE}:serin-controller"
-PEOPLE_NEED: Final = (
-    ("create", GROUP, PLURAL),
-    ("patch", GROUP, PLURAL),
-    ("get", "serving.kserve.io", "inferenceservices"),
-)
+_KSERVE: Final = "serving.kserve.io"
+PEOPLE_NEED: Final = (("create", GROUP, PLURAL), ("patch", GROUP, PLURAL), ("get", _KSERVE, "inferenceservices"))
 CONTROLLER_NEEDS: Final = (
-    ("patch", GROUP, PLURAL),
-    ("get", "serving.kserve.io", "inferenceservices"),
-    ("patch", "serving.kserve.io", "inferenceservices"),
-    ("list", "", "pods"),
+    *((verb, GROUP, PLURAL) for verb in ("get", "list", "watch", "patch")),
+    ("update", GROUP, f"{PLURAL}/status"),
+    *((verb, _KSERVE, "inferenceservices") for verb in ("get", "list", "watch", "patch")),
+    *((verb, "", "pods") for verb in ("list", "watch")),
+    ("get", "", "configmaps"),
     ("create", "", "events"),
 )
+"""In all namespaces. To create and delete InferenceServices it needs only for the first model of a service."""
 _INSTALL: Final = "install it with `make cluster-up`"
 _VERSION: Final = re.compile(r"v?(\d+)\.(\d+)")
 
@@ -72,8 +71,8 @@ Answer = Mapping[str, Any] | str | None | Refused
 
 @dataclass(frozen=True, slots=True)
 class Reading:
-    """Answers by the names of `_paths`; the counters of each gateway pod; for each right, whether the asking user and
-    whether the controller have it in the namespace."""
+    """Answers by the names of `_paths`; the counters of each gateway pod; for each right, whether the asking user
+    has it in the namespace, and whether the controller has it in all."""
 
     namespace: str
     answers: Mapping[str, Answer]
@@ -123,7 +122,7 @@ def read(api: _Api, namespace: str) -> Reading:
         answers=answers,
         stats={name: _counters(api, name) for name in names},
         yours={right: _may(api, namespace, right, "Self", {}) for right in PEOPLE_NEED},
-        controllers=_controllers(api, namespace),
+        controllers=_controllers(api),
     )
 
 
@@ -144,20 +143,21 @@ def _counters(api: _Api, pod: str) -> Answer:
         return None
 
 
-def _controllers(api: _Api, namespace: str) -> Mapping[Right, bool] | Refused:
+def _controllers(api: _Api) -> Mapping[Right, bool] | Refused:
     try:
-        return {right: _may(api, namespace, right, "", {"user": CONTROLLER}) for right in CONTROLLER_NEEDS}
+        return {right: _may(api, "", right, "", {"user": CONTROLLER}) for right in CONTROLLER_NEEDS}
     except UserError as error:
         return Refused(denied(str(error)))
 
 
 def _may(api: _Api, namespace: str, right: Right, whose: str, who: dict[str, str]) -> bool:
-    verb, group, resource = right
-    attributes = {"namespace": namespace, "verb": verb, "group": group, "resource": resource}
+    verb, group, name = right
+    resource, _, subresource = name.partition("/")
+    attributes = {"verb": verb, "group": group, "resource": resource, "subresource": subresource}
     review = {
         "apiVersion": "authorization.k8s.io/v1",
         "kind": f"{whose}SubjectAccessReview",
-        "spec": {"resourceAttributes": attributes, **who},
+        "spec": {"resourceAttributes": {"namespace": namespace, **attributes}, **who},
     }
     answer = api.create(f"/apis/authorization.k8s.io/v1/{whose.lower()}subjectaccessreviews", review)
     return bool(answer["status"]["allowed"])

@@ -3,9 +3,11 @@
 import copy
 import dataclasses
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
 from serin.doctor import CONTROLLER_NEEDS, PEOPLE_NEED, Finding, Reading, Refused, Verdict, findings, read, version
 from serin.errors import TryAgain
@@ -13,6 +15,7 @@ from serin.platforms.kserve import objects
 from serin.platforms.kserve.api import Forbidden
 from tests.unit.kserve_fake import base
 
+ROOT = Path(__file__).parents[2]
 NOW = datetime(2026, 11, 23, 9, 30, tzinfo=UTC)
 POD = "3scale-kourier-gateway-1"
 
@@ -127,6 +130,14 @@ def test_a_deployment_that_is_not_ready() -> None:
     assert "0.20 is not ready; `kubectl -n there describe deployment it`" in found.told
 
 
+def test_the_oldest_versions_will_do() -> None:
+    oldest = {
+        "kubernetes": {"gitVersion": "v1.33.0"},
+        "kserve manager": deployment("kserve/kserve-controller:v0.19.0"),
+    }
+    assert worst(findings(reading(answers={**ANSWERS, **oldest}), NOW)) == []
+
+
 def test_a_gateway_that_does_not_count() -> None:
     for stats in ("# no counters\n", None):
         (found,) = worst(findings(reading(stats={POD: stats}), NOW))
@@ -200,3 +211,17 @@ def test_an_api_server_that_is_away_ends_it() -> None:
 
     with pytest.raises(TryAgain):
         read(Away(), "serving")
+
+
+def test_the_rights_it_asks_for_are_those_of_the_manifest() -> None:
+    documents = yaml.safe_load_all((ROOT / "manifests/rbac/controller.yaml").read_text(encoding="utf-8"))
+    rules = next(each["rules"] for each in documents if each["kind"] == "ClusterRole")
+    given = {
+        (verb, group, resource)
+        for rule in rules
+        for verb in rule["verbs"]
+        for group in rule["apiGroups"]
+        for resource in rule["resources"]
+    }
+    first_models = {(verb, "serving.kserve.io", "inferenceservices") for verb in ("create", "delete")}
+    assert set(CONTROLLER_NEEDS) == given - first_models

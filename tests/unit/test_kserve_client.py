@@ -137,6 +137,24 @@ def test_the_champion_is_what_the_service_serves(cluster: KServe, api: FakeApi) 
     assert champion is not None and champion.digest == "sha256:two"
 
 
+def test_the_digest_is_that_of_the_newest_rollout_that_brought_the_model(cluster: KServe, api: FakeApi) -> None:
+    for number, phase in enumerate(("Promoted", "Promoted", "RolledBack", "Failed")):
+        cluster.create(rollout(f"churn-{number}", "v2", digest=f"sha256:{number}"))
+        api.end(f"churn-{number}", phase=phase)
+    champion = cluster.champion("churn")
+    assert champion is not None and champion.digest == "sha256:1"
+
+
+def test_what_an_ended_rollout_remembers_is_no_champion(cluster: KServe, api: FakeApi) -> None:
+    cluster.create(rollout("churn-1"))
+    platform = {
+        "predictors": {"stable": {"model": {"storageUri": "v1"}}, "candidate": {"model": {"storageUri": "v2"}}}
+    }
+    api.end("churn-1", phase="Promoted", stableRevision="r1", candidateRevision="r2", platform=platform)
+    champion = cluster.champion("churn")
+    assert champion is not None and (champion.revision, champion.storage_uri) == ("r2", "v2")
+
+
 def test_a_champion_in_a_store_is_not_taken_for_a_folder() -> None:
     cluster = KServe("serving", FakeApi(base().ask("s3://models/2").settle()))  # type: ignore[arg-type]
     champion = cluster.champion("churn")
@@ -256,6 +274,11 @@ def test_who_may_not_look_at_the_lease_still_follows_rollouts(cluster: KServe, a
             "`kubectl -n ml create rolebinding serin-view --clusterrole=serin-view --user=jane`.",
         ),
         (
+            'x: User "jane" cannot watch resource "modelrollouts" in API group "serin.dev" in the namespace "ml"',
+            "jane may not watch modelrollouts in namespace ml; grant it with "
+            "`kubectl -n ml create rolebinding serin-view --clusterrole=serin-view --user=jane`.",
+        ),
+        (
             'x: User "jane" cannot get resource "services" in API group "" in the namespace "kourier-system"',
             "jane may not get services in namespace kourier-system; ask whoever administers the cluster for it.",
         ),
@@ -292,6 +315,6 @@ def test_an_api_server_that_is_away_passes(tmp_path, monkeypatch) -> None:
         "clusters: [{name: x, cluster: {server: 'http://127.0.0.1:9'}}]\n"
         "contexts: [{name: x, context: {cluster: x, user: ''}}]\n"
     )
-    monkeypatch.setattr("kubernetes.config.kube_config.KUBE_CONFIG_DEFAULT_LOCATION", str(tmp_path / "config"))
+    monkeypatch.setenv("KUBECONFIG", str(tmp_path / "config"))
     with pytest.raises(TryAgain, match="the API server does not answer"):
         connect("kserve:serving").rollouts()
