@@ -177,7 +177,6 @@ def serve(namespace: str, port: int) -> None:
     signal.signal(signal.SIGTERM, lambda *_: stop.set())
     platform: Any = Platform()
     api = ServicesInMemory.connect()
-    assert isinstance(api, ServicesInMemory)
     api.platform = platform
     rollouts = Cache(api, objects.rollouts(namespace), group=service_of, matters=generation_changed)
     metrics = Metrics(api, rollouts)
@@ -369,7 +368,7 @@ def main() -> int:
         print(f"{error}\n{NEEDS}", file=sys.stderr)
         return 2
     whole = (tuple(arguments.counts), arguments.seconds) == (COUNTS, MEASURE_S)
-    return report("controller", _rows(found), packages=("kubernetes", "pydantic", "urllib3"), keep=whole)
+    return report("controller", _rows(found), packages=("pydantic", "urllib3"), keep=whole)
 
 
 if __name__ == "__main__":

@@ -35,7 +35,7 @@ from serin.turns import active_rollouts
 TICK_S: Final = 1.0
 LOOKS_PER_S: Final = 100
 """A bound on the work: with more rollouts than this in flight, each is looked at less often than every `TICK_S`."""
-WORKERS: Final = 16
+WORKERS: Final = 8
 """They mostly wait for answers of the API server and of predictors."""
 ATTEMPTS: Final = 3
 """Tries to patch a service whose status KServe is writing at the same time."""

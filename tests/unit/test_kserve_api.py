@@ -8,12 +8,13 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
 import pytest
-from kubernetes import client
+import urllib3
 
 from serin.controller import cache as module
 from serin.controller.cache import Cache
 from serin.errors import UserError
 from serin.platforms.kserve.api import Api, Conflict, Forbidden, Gone, NotFound, Unavailable
+from serin.platforms.kserve.connection import Connection
 
 PATH = "/apis/serin.dev/v1alpha1/modelrollouts"
 Answer = tuple[int, dict[str, str], bytes]
@@ -69,8 +70,8 @@ class Server:
         self._http = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
         self._http.daemon_threads = True
         threading.Thread(target=self._http.serve_forever, args=(0.01,), daemon=True).start()
-        configuration = client.Configuration(host=f"http://127.0.0.1:{self._http.server_address[1]}")
-        self.api = Api(client.ApiClient(configuration))
+        address = f"http://127.0.0.1:{self._http.server_address[1]}"
+        self.api = Api(Connection(address, urllib3.PoolManager(), lambda: "a token"))
 
     def stop(self) -> None:
         self._http.shutdown()

@@ -6,18 +6,15 @@ import math
 import time
 from collections import Counter
 from collections.abc import Iterator, Mapping
-from contextlib import suppress
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, Self
 from urllib.parse import urlencode
 
 import orjson
 import urllib3
-from kubernetes import client, config  # type: ignore[import-untyped]
-from kubernetes.config.config_exception import ConfigException  # type: ignore[import-untyped]
-from kubernetes.config.incluster_config import InClusterConfigLoader  # type: ignore[import-untyped]
 
 from serin.errors import TryAgain, UserError
+from serin.platforms.kserve.connection import POD_ACCOUNT, Connection, context, from_kubeconfig, in_pod
 
 Json = dict[str, Any]
 TIMEOUT_S: Final = (3.0, 10.0)
@@ -26,9 +23,7 @@ WATCH_S: Final = 30
 """A watch is begun anew this often, so that one whose other end is gone does not stay unnoticed."""
 RETRY_S: Final = 1.0
 TELL_AGAIN_S: Final = 60.0
-CONNECTIONS: Final = 32
 MERGE_PATCH: Final = "application/merge-patch+json"
-POD_ACCOUNT: Final = Path("/var/run/secrets/kubernetes.io/serviceaccount")
 ACCOUNT: Final = Path("/var/run/secrets/serin.dev/account")
 """Where the token of another ServiceAccount is mounted that a pod is to use in place of its own: pipeline steps all
 run as the same one, and only one of them is to ask for rollouts."""
@@ -47,28 +42,14 @@ class Gone(TryAgain):
     """The version a watch was to begin at is too old: list again."""
 
 
-def _configure(context: str | None) -> None:
-    if context is None:
-        with suppress(ConfigException):
-            account = ACCOUNT if (ACCOUNT / "token").exists() else POD_ACCOUNT
-            InClusterConfigLoader(str(account / "token"), str(account / "ca.crt")).load_and_set()
-            return
-    config.load_kube_config(context=context)
-
-
-def default_namespace(context: str | None = None) -> str:
+def default_namespace(name: str | None = None) -> str:
     """Of the current kubeconfig, or of one of its contexts; without a kubeconfig that of the pod this runs in."""
     try:
-        contexts, active = config.list_kube_config_contexts()
-    except ConfigException as error:
-        if context is None and (POD_ACCOUNT / "namespace").exists():
+        namespace: str = context(name).get("namespace", "default")
+    except UserError:
+        if name is None and (POD_ACCOUNT / "namespace").exists():
             return (POD_ACCOUNT / "namespace").read_text(encoding="utf-8").strip()
-        raise UserError(f"There is no cluster to talk to ({error}); set KUBECONFIG.") from error
-    chosen = active if context is None else next((each for each in contexts if each["name"] == context), None)
-    if chosen is None:
-        known = ", ".join(each["name"] for each in contexts)
-        raise UserError(f"There is no context {context} in the kubeconfig; known: {known}.")
-    namespace: str = chosen["context"].get("namespace", "default")
+        raise
     return namespace
 
 
@@ -83,22 +64,18 @@ class Forbidden(UserError):
 class Api:
     """Raises `TryAgain` for what passes, `UserError` with the server's sentence for what does not."""
 
-    def __init__(self, connection: client.ApiClient) -> None:
+    def __init__(self, connection: Connection) -> None:
         self._connection = connection
         self._told_s = -math.inf
         self.failures: Counter[str] = Counter()
         """Requests without a good answer, by HTTP status or kind of error."""
 
     @classmethod
-    def connect(cls, context: str | None = None) -> "Api":
+    def connect(cls, name: str | None = None) -> Self:
         """To the cluster this runs in, else to that of the current kubeconfig; or to that of one of its contexts."""
-        try:
-            _configure(context)
-        except ConfigException as error:
-            raise UserError(f"There is no cluster to talk to ({error}); set KUBECONFIG.") from error
-        configuration = client.Configuration.get_default_copy()
-        configuration.connection_pool_maxsize = CONNECTIONS
-        return cls(client.ApiClient(configuration))
+        account = ACCOUNT if (ACCOUNT / "token").exists() else POD_ACCOUNT
+        here = in_pod(account) if name is None else None
+        return cls(here if here is not None else from_kubeconfig(name))
 
     def get(self, path: str) -> Json | None:
         """None when there is no such object."""
@@ -108,7 +85,7 @@ class Api:
             return None
 
     def text(self, path: str) -> str | None:
-        """What is not JSON, such as what a pod says through the API server's proxy; None when there is no such thing."""
+        """What is not JSON, such as what a pod says through the API server's proxy; None when there is nothing."""
         try:
             return self._call("GET", path, query={}).data.decode()
         except NotFound:
@@ -175,14 +152,14 @@ class Api:
         timeout_s: tuple[float, float] = TIMEOUT_S,
         stream: bool = False,
     ) -> urllib3.BaseHTTPResponse:
-        """Around the client's own serialization, which takes longer than the API server needs to answer."""
         headers = {"Accept": "application/json", "Content-Type": content, "User-Agent": "serin"}
-        self._connection.update_params_for_auth(headers, [], ["BearerToken"])
-        pool: urllib3.PoolManager = self._connection.rest_client.pool_manager
+        token = self._connection.token()
+        if token is not None:
+            headers["Authorization"] = f"Bearer {token}"
         try:
-            answer = pool.request(
+            answer = self._connection.http.request(
                 method,
-                f"{self._connection.configuration.host}{path}{'?' if query else ''}{urlencode(query)}",
+                f"{self._connection.host}{path}{'?' if query else ''}{urlencode(query)}",
                 body=orjson.dumps(body) if body is not None else None,
                 headers=headers,
                 timeout=urllib3.Timeout(connect=timeout_s[0], read=timeout_s[1]),
