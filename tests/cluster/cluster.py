@@ -109,6 +109,11 @@ class Cluster:
         predictor = self.service().get("status", {}).get("components", {}).get("predictor", {})
         return list(predictor.get("traffic", []))
 
+    def newest(self) -> str:
+        """The revision that has everything once a rollout has ended; after a rollback stable's model, made anew."""
+        (row,) = self.rows()
+        return str(row["revisionName"])
+
     def serving(self) -> str:
         """The storage address of the model that is to get the traffic."""
         return str(self.service()["spec"]["predictor"]["model"]["storageUri"])
