@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import Self
 
 import numpy as np
+from numpy.typing import NDArray
 
 from serin.judge import acceptance, events, latency, scores, split
 from serin.judge.categories import EVENTS, REQUESTS, Categories
@@ -55,6 +56,12 @@ class Book:
     def kept(self, wealth: Floats, start_share: float) -> Floats:
         """Of every metric, what its bets on harm now hold for each unit put into them at the start."""
         return self._by_metric(self.harm.evidence(wealth)) / start_share
+
+    def unmeasured(self, candidate: Floats) -> NDArray[np.bool_]:
+        """Of every bet on harm, whether it is about latencies or scores of which the candidate reported none."""
+        processes = np.zeros(self.harm.processes, dtype=np.bool_)
+        processes[-3:-1] = candidate[self.categories.latency - 2 : self.categories.latency] == 0
+        return processes[self.harm.process]
 
     def _by_metric(self, processes: Floats) -> Floats:
         events = 2 * len(self.categories.row.events)

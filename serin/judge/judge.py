@@ -82,7 +82,10 @@ def add(state: State, window: Window, stable: Floats, candidate: Floats) -> Stat
         if share is None:
             share = requests / both[REQUESTS] if both[REQUESTS] else 0.0
             ours[REQUESTS] = both[REQUESTS] = 0  # the observed share says nothing about itself
-        harm = book.harm.grow(harm + invested * book.harm.prior, book.harm.log_e(ours, both, requests, share))
+        log_e = book.harm.log_e(ours, both, requests, share)
+        # Stable's values alone are no evidence: who measures nothing may answer all the same. Less wealth is valid.
+        log_e = np.where(book.unmeasured(ours), np.minimum(log_e, 0.0), log_e)
+        harm = book.harm.grow(harm + invested * book.harm.prior, log_e)
         if book.claims is not None:
             claims = book.claims.grow(claims, book.claims.log_e(ours, both, requests, share))
         by_metric, split_e = book.evidence(harm, cash)

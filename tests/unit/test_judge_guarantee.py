@@ -45,16 +45,29 @@ def score_values(buckets: dict[int, int]) -> Outcomes:
 
 
 def growth(state: State, share: float, stable: Outcomes, candidate: Outcomes) -> tuple[np.ndarray, np.ndarray]:
-    """Expected factor of every bet on harm, and of every bet of the claims, over one request."""
+    """Expected factor of every bet on harm, and of every bet of the claims, over one request.
+
+    What the fold makes of a bet may be less (a candidate that measured nothing), never more.
+    """
     harm, claims = np.zeros_like(state.harm), np.zeros_like(state.claims)
     for weight, arms in ((share, candidate), (1 - share, stable)):
         for chance, counts in arms:
             pair = (ArmCounts(), counts) if arms is candidate else (counts, ArmCounts())
             after = observe(state, window(1, *pair, share=share))
             assert after.stage == 0
-            harm += weight * chance * after.harm / state.harm
+            factor = np.exp(log_e(state, share, *pair))
+            assert np.all(after.harm / state.harm <= factor * (1 + 1e-12))
+            harm += weight * chance * factor
             claims += weight * chance * after.claims / state.claims
     return harm, claims
+
+
+def log_e(state: State, share: float, stable: ArmCounts, candidate: ArmCounts) -> np.ndarray:
+    """Of every bet on harm."""
+    categories = state.book.categories
+    ours = categories.candidate @ categories.row.of(candidate)
+    both = ours + categories.stable @ categories.row.of(stable)
+    return state.book.harm.log_e(ours, both, candidate.requests, share)
 
 
 def of(state: State, process: int) -> np.ndarray:

@@ -6,6 +6,7 @@ from pydantic import ValidationError
 
 from serin.judge import (
     Action,
+    ArmCounts,
     Decision,
     EventMetric,
     JudgeSpec,
@@ -187,6 +188,18 @@ def test_suspicion_waits_and_patience_ends() -> None:
     worse = feed(state, 40, rps=2000, rate=0.016, seed=5)
     suspected = decide(worse, 301.0)
     assert (suspected.action, "not proved" in suspected.reason) == (Action.WAIT, True)
+
+
+@pytest.mark.parametrize("silent_from", [1, 30])
+def test_a_candidate_that_reports_no_latencies_and_scores_is_not_condemned_for_it(silent_from: int) -> None:
+    """As stable's alone say nothing about the candidate's, whatever share of the requests was the candidate's."""
+    state, rng = taught(), np.random.default_rng(8)
+    for k in range(1, 120):
+        stable, candidate = draw(rng, 300, {"errors": 0.01}), draw(rng, 300, {"errors": 0.01})
+        if k >= silent_from:
+            candidate = ArmCounts(candidate.requests, candidate.events)
+        state = observe(state, window(k, stable, candidate, share=0.5))
+    assert state.peak < 5
 
 
 def test_a_dry_run_only_says_what_it_would_do() -> None:
