@@ -124,6 +124,9 @@ def reconcile(spec: Spec, status: Status, observation: Observation, now: datetim
             status, decision = _judged(spec, status, observation.windows, now)
         except UserError as error:
             return _roll_back(status, observation, now, f"stopped: {error}")
+    if decision is not None and decision.would is Verdict.ROLLBACK and status.would_roll_back_at is None:
+        update = {"entered_at": status.entered_at, "would_roll_back_at": now}
+        status = _move(status, status.phase, now, decision.reason, **update)
     reason = _stop_reason(spec, status, observation, decision)
     if reason is not None:
         return _roll_back(status, observation, now, reason)
@@ -380,14 +383,16 @@ def _traffic_step(spec: Spec, status: Status, seen: Observation, now: datetime, 
     said = decision.reason if decision is not None else "waiting for the first requests"
     shown = phase is Phase.BAKING or (decision is not None and decision.action is Verdict.ADVANCE)
     shown = shown and status.stage_requests.candidate > 0  # else it speaks of an earlier stage
-    if status.alert is not None or not shown:
+    dry_run = spec.judge.dry_run
+    if (status.alert is not None and not dry_run) or not shown:
         return _inconclusive(plan, status, seen, now, phase, status.alert or said)
     left_s = (plan.bake.seconds if phase is Phase.BAKING else plan.stages[stage].min_seconds) - _age_s(status, now)
     if left_s > 0:
         status = status.model_copy(update={"needs_seconds": left_s})
-        return _hold(status, phase, now, f"healthy at {wanted} %, {left_s:.0f} s left")
+        return _hold(status, phase, now, said if dry_run else f"healthy at {wanted} %, {left_s:.0f} s left")
     if phase is Phase.BAKING:
-        return _finish(spec, status, seen, now, f"healthy at {wanted} % for {plan.bake.seconds:.0f} s")
+        healthy = f"healthy at {wanted} % for {plan.bake.seconds:.0f} s"
+        return _finish(spec, status, seen, now, said if dry_run else healthy)
     return _enter_stage(plan, status, seen, now, stage + 1, said)
 
 

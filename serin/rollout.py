@@ -129,7 +129,8 @@ class Status(Document):
 
     `traffic` is the candidate's wanted percent; `stage_requests` are the answers while it was in force in this stage,
     `observed_traffic` the candidate's percent of them. `entered_at` is when the phase, or the stage with its pauses,
-    began; `judge_state` is the judge's own document, `platform` the platform's.
+    began; `would_roll_back_at` when the judge would have sent the candidate back, had it not been a dry run.
+    `judge_state` is the judge's own document, `platform` the platform's.
     """
 
     phase: Phase = Phase.PENDING
@@ -151,6 +152,7 @@ class Status(Document):
     started_at: datetime | None = None
     entered_at: datetime | None = None
     finished_at: datetime | None = None
+    would_roll_back_at: datetime | None = None
     policy_hash: str | None = None
     judge_state: dict[str, Any] | None = None
     platform: dict[str, Any] | None = None

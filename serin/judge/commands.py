@@ -120,6 +120,8 @@ def told(rollout: ModelRollout, now: datetime) -> list[str]:
         f"{rollout.metadata.name} of {rollout.spec.service}: {words.headline(rollout)}.",
         words.sentence(status.reason),
     ]
+    if status.would_roll_back_at is not None:
+        lines.append(f"Dry run: it would have been sent back at {status.would_roll_back_at:%H:%M:%S} UTC.")
     if status.alert:
         lines.append(f"Look at it: {words.sentence(status.alert)}")
     if not status.evidence:

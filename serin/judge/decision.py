@@ -28,7 +28,8 @@ class Evidence:
 class Decision:
     """`reason` is one sentence for people. `alert` is set when a person should look (sample-ratio mismatch);
     the judge then never advances. `needs_requests` estimates the candidate requests still needed to advance,
-    `needs_s` the seconds at the traffic seen so far; None when unknown or nothing is needed.
+    `needs_s` the seconds at the traffic seen so far; None when unknown or nothing is needed. `would` is set in a dry
+    run: what the judge would have done, while `action` goes by time alone.
     """
 
     action: Action
@@ -36,6 +37,7 @@ class Decision:
     log10_e: float
     evidence: tuple[Evidence, ...]
     blamed: str | None = None
+    would: Action | None = None
     alert: str | None = None
     needs_requests: int | None = None
     needs_s: float | None = None

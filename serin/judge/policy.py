@@ -96,7 +96,8 @@ class JudgeSpec(Document):
     restart_s: Positive = 2400.0
     """Time in which the waiting wealth falls to 1/e as it is put into fresh bets."""
     dry_run: bool = False
-    """Only say what would be done: never roll back, advance by time alone."""
+    """Only say what would be done: never roll back, advance by time alone. What is not the judge's (the candidate
+    dies, its checks fail, somebody aborts) still sends it back."""
 
     @model_validator(mode="after")
     def _names(self) -> Self:

@@ -28,8 +28,12 @@ def decide(state: State, now: float) -> Decision:
     decision = _act(state, now, total, by_metric, unjudged, open_claims)
     if policy.dry_run and state.stage != BEFORE:
         over = now - state.stage_start_s >= stage_policy(policy, state.stage).min_s
-        action = Action.ADVANCE if over else Action.WAIT
-        decision = replace(decision, action=action, reason=f"Dry run, would {decision.action}: {decision.reason}")
+        decision = replace(
+            decision,
+            action=Action.ADVANCE if over else Action.WAIT,
+            would=decision.action,
+            reason=f"Dry run, would {decision.action}: {decision.reason}",
+        )
     candidate, both = (state.earlier_counts + state.stage_counts)[:, REQUESTS]
     evidence = [
         Evidence(

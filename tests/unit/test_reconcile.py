@@ -2,8 +2,9 @@
 
 from dataclasses import replace
 
+import numpy as np
 import pytest
-from fake_platform import CANDIDATE, FAILED, STABLE, World, spec
+from fake_platform import CANDIDATE, FAILED, STABLE, World, arm, spec
 
 from serin import judge
 from serin.judge import Action, JudgeSpec
@@ -471,3 +472,47 @@ def test_a_judge_of_another_version_stops_it():
     here.tick()
     here.status = here.status.model_copy(update={"judge_state": {**here.status.judge_state, "version": 0}})
     assert "version 0" in here.until(Phase.ROLLED_BACK, ticks=4).reason
+
+
+def test_a_dry_run_goes_by_time_alone_and_records_once_what_it_would_have_done():
+    here = world(judge=JudgeSpec(dry_run=True))
+    here.error_rate = 0.5
+    status = here.until(Phase.PROMOTED)
+    recorded = [entry for entry in status.history if entry.at == status.would_roll_back_at]
+    assert [(entry.phase, entry.traffic) for entry in recorded] == [(Phase.PROGRESSING, 5)]
+    assert recorded[0].reason.startswith("Dry run, would rollback: The candidate does harm: errors")
+    assert status.reason.startswith("Dry run, would rollback: The candidate does harm: errors")
+    began = next(entry.at for entry in status.history if entry.traffic == 5)
+    passed = next(entry.at for entry in status.history if entry.traffic == 25)
+    assert 10 <= (passed - began).total_seconds() <= 13
+
+
+def test_a_dry_run_of_a_healthy_candidate_records_nothing_besides():
+    here = world(judge=JudgeSpec(dry_run=True))
+    status = here.until(Phase.PROMOTED)
+    assert status.would_roll_back_at is None
+    assert len(status.history) == 8
+    assert status.reason.startswith("Dry run, would advance: No harm was found")
+
+
+def test_an_alert_about_the_split_does_not_hold_a_dry_run(monkeypatch):
+    def half(requests):
+        return arm(np.random.default_rng(1), requests // 2)
+
+    here = world(judge=JudgeSpec(dry_run=True))
+    traffic = here.traffic
+    monkeypatch.setattr(
+        here,
+        "traffic",
+        lambda seconds: (w := traffic(seconds)) and replace(w, candidate=half(w.candidate.requests)),
+    )
+    status = here.until(Phase.PROMOTED)
+    assert status.alert is not None
+    assert "does not get its share" in status.alert
+
+
+def test_a_dry_run_still_takes_a_dying_candidate_back():
+    here = world(judge=JudgeSpec(dry_run=True))
+    here.until(Phase.PROGRESSING)
+    here.candidate = replace(here.candidate, restarts=3)
+    assert here.until(Phase.ROLLED_BACK).reason == "candidate died 3 times"

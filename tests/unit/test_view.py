@@ -110,7 +110,7 @@ def test_metric_states_follow_the_judges_own_limits():
     assert state("errors", 0.2) is words.State.WATCHING
     assert state("errors", 0.2, safe=True) is words.State.SAFE
     assert state("errors", 1.2, safe=True) is words.State.SUSPECT
-    assert state("errors", 2.3) is words.State.SUSPECT
+    assert state("errors", 2.2) is words.State.SUSPECT
     assert state("errors", 2.4) is words.State.HARM
     assert state("split", 2.9) is words.State.SUSPECT
     assert state("split", 3.0) is words.State.HARM
