@@ -169,7 +169,8 @@ def test_during_a_rollout_the_champion_is_stable_though_the_service_names_the_ca
     cluster.create(rollout("churn-3"))
     assert api.fake is not None
     stable = {"model": {"storageUri": "v2"}}
-    platform = {"predictors": {"stable": stable, "candidate": {"model": {"storageUri": "v3"}}}}
+    predictors = {"stable": stable, "candidate": {"model": {"storageUri": "v3"}}}
+    platform = {"predictors": predictors, "measured": {"asAnotherVersionOfTheController": "wrote it"}}
     api.fake.ask("v3", percent=0).settle()
     api.end("churn-3", phase="Progressing", stableRevision="r2", platform=platform)
     champion = cluster.champion("churn")

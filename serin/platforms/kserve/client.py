@@ -19,7 +19,6 @@ from serin.platforms.kserve import objects
 from serin.platforms.kserve import service as inference_service
 from serin.platforms.kserve.api import Api, Conflict, Forbidden, Json, NotFound, default_namespace
 from serin.platforms.kserve.gateway import Where
-from serin.platforms.kserve.step import memory
 from serin.rollout import ModelRollout, Phase
 
 CONTROLLER_NAMESPACE: Final = "serin-system"
@@ -75,12 +74,13 @@ class KServe:
         found = inference_service.read(document)
         ours = [each for each in self.rollouts() if each.spec.service == service]
         for each in ours:
-            predictors = memory(each.status).predictors
+            # only this of what the controller remembers: it may be of another version than this
+            predictors = (each.status.platform or {}).get("predictors")
             if each.status.phase.terminal or predictors is None:
                 continue
-            if predictors.stable is None or each.status.stable_revision is None:
+            if predictors["stable"] is None or each.status.stable_revision is None:
                 return None
-            return _champion(service, each.status.stable_revision, predictors.stable, ours)
+            return _champion(service, each.status.stable_revision, predictors["stable"], ours)
         if not found.rolled_out:
             return None
         if not found.settled:
