@@ -43,7 +43,7 @@ from serin.telemetry.tally import Counts
 
 COUNTS: Final = (100, 300, 1000)
 MEASURE_S: Final = 60.0
-START_LIMIT_S: Final = 300.0
+START_LIMIT_S: Final = 600.0
 RATE: Final = 50.0
 """Requests per second of each service."""
 PERCENTILE: Final = 0.99
@@ -193,7 +193,7 @@ class Observed:
 
     def __init__(self, namespace: str, port: int) -> None:
         command = [sys.executable, "-m", "benchmarks.controller", "--serve", namespace, "--port", str(port)]
-        threads = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
+        threads = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "MALLOC_ARENA_MAX": "2"}  # as in the image
         self._process = subprocess.Popen(command, env=os.environ | threads)
         self._seen = psutil.Process(self._process.pid)
         self._url = f"http://127.0.0.1:{port}/metrics"

@@ -33,8 +33,9 @@ from serin.telemetry.tally import Counts
 from serin.turns import active_rollouts
 
 TICK_S: Final = 1.0
-LOOKS_PER_S: Final = 100
-"""A bound on the work: with more rollouts than this in flight, each is looked at less often than every `TICK_S`."""
+LOOKS_PER_S: Final = 50
+"""A bound on the work, the API server's above all: with more rollouts in flight than this, each is looked at less
+often than every `TICK_S`."""
 WORKERS: Final = 8
 """They mostly wait for answers of the API server and of predictors."""
 ATTEMPTS: Final = 3
