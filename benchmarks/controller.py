@@ -15,7 +15,7 @@ import sys
 import threading
 import time
 from collections import Counter, defaultdict
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
@@ -238,7 +238,7 @@ class Figures:
 
 def measure(api: Api, namespace: str, in_flight: int, port: int, measure_s: float) -> Figures:
     for number in range(in_flight):
-        api.create(objects.rollouts(namespace), _rollout(namespace, number))
+        _patiently(api.create, objects.rollouts(namespace), _rollout(namespace, number))
     observed = Observed(namespace, port)
     try:
         limit_s = time.monotonic() + START_LIMIT_S
@@ -271,8 +271,23 @@ def measure(api: Api, namespace: str, in_flight: int, port: int, measure_s: floa
     finally:
         observed.stop()
         for number in range(in_flight):
-            api.patch(objects.rollouts(namespace, _name(number)), {"metadata": {"finalizers": None}})
-        api.delete(objects.rollouts(namespace))
+            _patiently(api.patch, objects.rollouts(namespace, _name(number)), {"metadata": {"finalizers": None}})
+        _patiently(api.delete, objects.rollouts(namespace))
+
+
+def _patiently(request: Callable[..., object], *arguments: object) -> None:
+    """Preparations are not measured: they may be tried again."""
+    for attempt in range(10):
+        try:
+            request(*arguments)
+        except Conflict:  # it was created although nobody said so
+            return
+        except TryAgain:
+            if attempt == 9:
+                raise
+            time.sleep(1)
+        else:
+            return
 
 
 def _change(api: Api, namespace: str, number: int) -> float:
@@ -365,7 +380,7 @@ def main() -> int:
                 for count in sorted(arguments.counts)
             ]
     except (UserError, TryAgain) as error:
-        print(f"{error}\n{NEEDS}", file=sys.stderr)
+        print(f"{error}\n{NEEDS}" if isinstance(error, UserError) else error, file=sys.stderr)
         return 2
     whole = (tuple(arguments.counts), arguments.seconds) == (COUNTS, MEASURE_S)
     return report("controller", _rows(found), packages=("pydantic", "urllib3"), keep=whole)

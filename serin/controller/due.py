@@ -27,9 +27,8 @@ class DueTimes:
             if self._due_s.get(key, at_s + 1) <= at_s:
                 return
             self._due_s[key] = at_s
-            if key not in self._taken:
-                heapq.heappush(self._heap, (at_s, key))
-                self._changed.notify()
+            heapq.heappush(self._heap, (at_s, key))
+            self._changed.notify()
 
     def take(self, until: Callable[[], bool]) -> tuple[Key, float] | None:
         """Wait for the first that is due, and since when it was; None once `until` holds, asked every second."""
@@ -39,7 +38,7 @@ class DueTimes:
                 if self._heap:
                     at_s, key = self._heap[0]
                     wait_s = min(at_s - time.monotonic(), _POLL_S)
-                    if key in self._taken or self._due_s.get(key) != at_s:  # it was moved since
+                    if key in self._taken or self._due_s.get(key) != at_s:  # `done` comes back to it; it was moved
                         heapq.heappop(self._heap)
                         continue
                     if wait_s <= 0:

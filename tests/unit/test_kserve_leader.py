@@ -82,7 +82,16 @@ def test_the_second_waits_until_the_first_is_silent(clock: list[float]) -> None:
     assert leases.held is not None
     assert leases.held["spec"]["holderIdentity"] == "b"
     assert leases.held["spec"]["leaseTransitions"] == 2
-    assert not tries(first, clock), "another holds it: no waiting until our own time is over"
+
+
+def test_whoever_sees_another_hold_it_stops_at_once(clock: list[float]) -> None:
+    leases = Leases()
+    first = leader(leases, "a")
+    assert tries(first, clock)
+    assert leases.held is not None
+    leases.held["spec"]["holderIdentity"] = "b"
+    leases.held["metadata"]["resourceVersion"] = "77"
+    assert not tries(first, clock)
 
 
 def test_leaving_hands_the_lease_over_at_once(clock: list[float]) -> None:

@@ -77,6 +77,8 @@ def test_counts_by_process_revision_and_code(names: Names) -> None:
     assert read["pods 10.0.0.1:9091"]["churn-1 codes"] == {200: 90, 500: 10}
     assert read["pods 10.0.0.2:9091"]["churn-2 codes"] == {200: 3, 500: 10}
     assert read["pods 10.0.0.3:9091"]["churn-1 codes"] == {200: 4, 500: 10}
+    (ours,), (theirs,) = read["pods 10.0.0.2:9091"]["churn-2 latency"], read["pods 10.0.0.1:9091"]["churn-1 latency"]
+    assert ours < theirs, "the same latencies, in doubt for the candidate"
     assert sum(read["pods 10.0.0.2:9091"]["churn-2 latency"].values()) == 100
     assert found.active is None
 
