@@ -27,7 +27,7 @@ def test_counts_grow_by_the_split_in_force(monkeypatch: pytest.MonkeyPatch) -> N
     monkeypatch.setattr(bench.time, "monotonic", lambda: now[0])
     platform = bench.Platform()
     service = platform.service("serving", "churn")
-    service.model, service.percent = "s3://bench/candidate", 20
+    service.model, service.percent, service.counted_s = "s3://bench/candidate", 20, 0.0
     now[0] = 100.0
     found = platform.counts("serving", "churn-r1", "churn-r2")
     answered = 100 * bench.RATE
