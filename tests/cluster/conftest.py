@@ -13,6 +13,7 @@ import pytest
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 import embedded
+
 from cluster import CLAIM, SERVICE, SYSTEM, Cluster, kubectl, pod_document, wait
 
 NAMESPACE = os.environ.get("SERIN_TEST_NAMESPACE", "serin-test")

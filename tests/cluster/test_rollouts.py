@@ -3,6 +3,7 @@
 import json
 
 import pytest
+
 from cluster import LENIENT, QUICK, SERVICE, Cluster
 
 NO_CHECKS = {**QUICK, "checks": "none"}
