@@ -52,6 +52,11 @@ def service_of(document: dict[str, Any]) -> Key:
     return document["metadata"]["namespace"], document["spec"]["service"]
 
 
+def rollout_of(document: dict[str, Any]) -> tuple[str, str, str]:
+    """Namespace, name, service."""
+    return document["metadata"]["namespace"], document["metadata"]["name"], document["spec"]["service"]
+
+
 def generation_changed(before: dict[str, Any], after: dict[str, Any]) -> bool:
     """Whether somebody wants something else of a ModelRollout: its status does not count, that is what we write."""
     return bool(before["metadata"]["generation"] != after["metadata"]["generation"])
@@ -147,21 +152,21 @@ class Controller:
 
     def look(self, service: Key) -> float | None:
         """One look at a service and its rollouts; in how many seconds the next is due, None when nothing is left."""
-        documents = self._rollouts.of(service)
         unfinished: list[tuple[ModelRollout, dict[str, Any]]] = []
-        for document in documents:
+        done = True
+        for document in self._rollouts.of(service):
             if phase_of(document).terminal:
-                self._guarded(document, self._let_go, document)
+                done &= self._guarded(document, self._let_go, document)
                 self._forget(document["metadata"]["uid"])
                 continue
             try:
                 unfinished.append((objects.rollout(document), document))
             except UserError as error:
-                self._guarded(document, self._refuse, document, error)
+                done &= self._guarded(document, self._refuse, document, error)
         if not unfinished:
             self._in_flight.discard(service)
             self._failures.pop(service, None)
-            return None
+            return None if done else LONGEST_RETRY_S
         self._in_flight.add(service)
         retries_s = []
         by_rollout = {id(rollout): document for rollout, document in unfinished}
@@ -190,7 +195,7 @@ class Controller:
         except Conflict as error:
             self._metrics.errors.labels("conflict").inc()
             _log.info("%s; looking again", error)
-            self._guarded(document, self._read_again, rollout)
+            self._guarded(document, self._read_again, *rollout_of(document))
             return TICK_S
         except Unavailable as error:
             self._metrics.errors.labels("unavailable").inc()
@@ -222,22 +227,29 @@ class Controller:
         _log.warning("%s: %s", document["metadata"]["name"], problem)
         return True
 
-    def _guarded(self, document: dict[str, Any], work: Callable[..., object], *arguments: object) -> None:
-        """Do what may fail without harm to others; it is tried again, or was only said."""
+    def _guarded(self, document: dict[str, Any], work: Callable[..., object], *arguments: object) -> bool:
+        """Do what may fail without harm to others, it is tried again or was only said; whether it did not fail."""
         try:
             work(*arguments)
+        except Conflict:
+            self._guarded(document, self._read_again, *rollout_of(document))
+            return False
+        except Unavailable:
+            return False
         except (TryAgain, UserError) as error:
             self._say(document, str(error))
+            return False
+        return True
 
-    def _read_again(self, rollout: ModelRollout) -> None:
+    def _read_again(self, namespace: str, name: str, service: str) -> None:
         """The watch is late; the next look starts from what is there now."""
         for cache, path in (
-            (self._rollouts, objects.rollouts(rollout.metadata.namespace, rollout.metadata.name)),
-            (self._services, objects.services(rollout.metadata.namespace, rollout.spec.service)),
+            (self._rollouts, objects.rollouts(namespace, name)),
+            (self._services, objects.services(namespace, service)),
         ):
-            document = self._api.get(path)
-            if document is not None:
-                cache.put(document)
+            found = self._api.get(path)
+            if found is not None:
+                cache.put(found)
 
     def _step(
         self, rollout: ModelRollout, document: dict[str, Any], waits_for: str | None, superseded_by: str | None
@@ -304,7 +316,7 @@ class Controller:
         if isinstance(action, RunChecks):
             self._start_checks(uid, rollout, service, action)
             return
-        predictors = memory(rollout.status).predictors
+        namespace, predictors = rollout.metadata.namespace, memory(rollout.status).predictors
         if predictors is None:
             return
         for attempt in range(ATTEMPTS):
@@ -316,7 +328,7 @@ class Controller:
             except Conflict:
                 if attempt == ATTEMPTS - 1:
                     raise
-                self._read_again(rollout)
+                self._read_again(namespace, rollout.metadata.name, rollout.spec.service)
                 service = self._service(rollout)
             else:
                 return

@@ -11,7 +11,14 @@ import pytest
 from prometheus_client import generate_latest
 
 from serin.controller.cache import Cache
-from serin.controller.controller import LOOKS_PER_S, Controller, Metrics, generation_changed, service_of
+from serin.controller.controller import (
+    LONGEST_RETRY_S,
+    LOOKS_PER_S,
+    Controller,
+    Metrics,
+    generation_changed,
+    service_of,
+)
 from serin.platforms.kserve import objects, service
 from serin.platforms.kserve.api import Conflict, Unavailable
 from serin.rollout import Check
@@ -343,6 +350,17 @@ def test_a_rollout_that_could_not_be_watched_waits_and_says_why(world: World) ->
     assert world.fake.percent is None
     world.gateway.blind = None
     world.until("Promoted")
+
+
+def test_what_could_not_be_let_go_is_tried_again(world: World) -> None:
+    world.api.add(SPEC)
+    world.until("Promoted")
+    world.rollouts.refresh()
+    world.api.down = True
+    assert world.controller.look(("serving", "churn")) == LONGEST_RETRY_S
+    world.api.down = False
+    assert world.controller.look(("serving", "churn")) is None
+    assert not world.api.objects[PATH]["metadata"]["finalizers"]
 
 
 def test_looks_ask_the_api_server_for_nothing_they_know_from_watches(world: World) -> None:

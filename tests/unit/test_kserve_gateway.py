@@ -123,7 +123,7 @@ def test_rollouts_that_ask_at_the_same_time_share_one_reading(world: World, cloc
     assert (found.at_s, found.read["uid-kourier-1"]["churn-1 codes"]) == (clock[0], {200: 95})
 
 
-@pytest.mark.parametrize("predictor", [None, {"requests": 4}, [1, 2]])
+@pytest.mark.parametrize("predictor", [None, {"requests": 4}, [1, 2], {"boot": "b", "latency": {"x": 1}}])
 def test_a_predictor_that_keeps_no_counts_is_left_alone(world: World, clock: list[float], predictor: object) -> None:
     world.predictor = predictor
     world.predictors = {"churn-1": [pod("churn-1-x", "churn-1")]}
@@ -133,6 +133,16 @@ def test_a_predictor_that_keeps_no_counts_is_left_alone(world: World, clock: lis
         assert set(world.counts().read) == {"uid-kourier-1"}
         asked.append(world.asked.count("/metrics/serin.json"))
     assert asked == [1, 1, 1, 2]
+
+
+def test_a_predictor_that_has_told_before_is_asked_again_at_once(world: World, clock: list[float]) -> None:
+    world.predictors = {"churn-1": [pod("churn-1-x", "churn-1")]}
+    told = world.predictor
+    assert "b-1" in world.counts().read
+    world.predictor = None
+    assert "b-1" not in world.counts().read
+    world.predictor = told
+    assert "b-1" in world.counts().read
 
 
 def test_a_gateway_that_does_not_tell_makes_us_blind(world: World) -> None:

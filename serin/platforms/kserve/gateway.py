@@ -119,22 +119,23 @@ class EnvoyTelemetry:
         read: dict[str, Series] = {}
         for pod in _running(self._predictors((namespace, revision))):
             uid, now_s = pod["metadata"]["uid"], time.monotonic()
-            if self._silent.get(uid, now_s) > now_s:
+            silent_until_s = self._silent.get(uid, now_s)
+            if silent_until_s > now_s:
                 continue
+            if silent_until_s > -math.inf:
+                self._silent.pop(uid, None)
+            address = f"http://{pod['status']['podIP']}:{PREDICTOR_PORT}/metrics/serin.json"
             try:
-                answer = self._http.request(
-                    "GET", f"http://{pod['status']['podIP']}:{PREDICTOR_PORT}/metrics/serin.json"
-                )
-                counts = json.loads(answer.data) if answer.status == 200 else None
-            except (urllib3.exceptions.HTTPError, ValueError):
-                counts = None
-            if isinstance(counts, dict) and {"boot", "latency", "score"} <= counts.keys():
+                answer = self._http.request("GET", address)
+                counts = json.loads(answer.data) if answer.status == 200 else {}
                 read[counts["boot"]] = {
-                    f"{revision} {kind}": {int(key): value for key, value in counts[kind].items()}
+                    f"{revision} {kind}": {int(key): int(value) for key, value in counts[kind].items()}
                     for kind in ("latency", "score")
                 }
-            else:
-                self._silent[uid] = now_s + SILENT_S
+                self._silent[uid] = -math.inf
+            except (urllib3.exceptions.HTTPError, ValueError, LookupError, TypeError, AttributeError):
+                # one that has told before will tell again; the others are not ours
+                self._silent.setdefault(uid, now_s + SILENT_S)
         return read
 
 
