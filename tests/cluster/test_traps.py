@@ -8,6 +8,7 @@ from collections import Counter
 from collections.abc import Callable
 
 import pytest
+
 from cluster import CLAIM, QUICK, SERVICE, Cluster, kubectl, wait
 
 SETTLE_S = 6.0
