@@ -243,7 +243,7 @@ def _retreat(service: Service, status: Status, predictors: Predictors, *, asked:
 
 
 def _undo(service: Service, status: Status, stable: Predictor) -> Change | None:
-    """First the traffic, then the model. A spec that KServe refused never was a revision: nothing has to follow it."""
+    """First the traffic, then the model. A spec that KServe refused never was a revision: nothing follows it."""
     untouched = service.created == service.rolled_out == status.stable_revision
     if service.refused is not None and untouched and not status.candidate_revision:
         return _patch(service, stable, None)
