@@ -57,10 +57,10 @@ class Book:
         """Of every metric, what its bets on harm now hold for each unit put into them at the start."""
         return self._by_metric(self.harm.evidence(wealth)) / start_share
 
-    def unmeasured(self, candidate: Floats) -> NDArray[np.bool_]:
-        """Of every bet on harm, whether it is about latencies or scores of which the candidate reported none."""
+    def about(self, latencies_scores: NDArray[np.bool_]) -> NDArray[np.bool_]:
+        """Whether each bet on harm is about latencies, about scores, where that is asked for."""
         processes = np.zeros(self.harm.processes, dtype=np.bool_)
-        processes[-3:-1] = candidate[self.categories.latency - 2 : self.categories.latency] == 0
+        processes[-3:-1] = latencies_scores
         return processes[self.harm.process]
 
     def _by_metric(self, processes: Floats) -> Floats:

@@ -1,17 +1,21 @@
 """The judge: a fold over windows, `start` and `observe`, and what it says, `decide`."""
 
 import math
+from typing import Final
 
 import numpy as np
 
 from serin.judge import latency, scores
 from serin.judge.book import Book
-from serin.judge.categories import LATENCY_BUCKETS, REQUESTS, SCORE_BUCKETS
+from serin.judge.categories import EVENTS, LATENCY_BUCKETS, REQUESTS, SCORE_BUCKETS
 from serin.judge.policy import Policy
 from serin.judge.primitive import Floats
 from serin.judge.reference import Reference
 from serin.judge.state import BEFORE, State, stage_policy
 from serin.judge.window import Window
+
+_SILENT: Final = 20
+"""Answers without a latency (a score) after which a candidate is taken to measure none."""
 
 
 def start(policy: Policy) -> State:
@@ -37,6 +41,7 @@ def start(policy: Policy) -> State:
         peak=1.0,
         blamed=None,
         split_peak=1.0,
+        silent=np.zeros(2),
     )
 
 
@@ -56,6 +61,7 @@ def add(state: State, window: Window, stable: Floats, candidate: Floats) -> Stat
     policy, book = state.policy, state.book
     stage_start_s, invested_until_s, cash = state.stage_start_s, state.invested_until_s, state.cash
     harm, claims, peak, blamed, split_peak = state.harm, state.claims, state.peak, state.blamed, state.split_peak
+    silent = state.silent
     stage_counts, earlier_counts, compared = state.stage_counts, state.earlier_counts, state.compared
 
     if window.stage != state.stage:
@@ -83,8 +89,11 @@ def add(state: State, window: Window, stable: Floats, candidate: Floats) -> Stat
             share = requests / both[REQUESTS] if both[REQUESTS] else 0.0
             ours[REQUESTS] = both[REQUESTS] = 0  # the observed share says nothing about itself
         log_e = book.harm.log_e(ours, both, requests, share)
-        # Stable's values alone are no evidence: who measures nothing may answer all the same. Less wealth is valid.
-        log_e = np.where(book.unmeasured(ours), np.minimum(log_e, 0.0), log_e)
+        answered = candidate[REQUESTS] - candidate[EVENTS : EVENTS + 2].sum()
+        measured = ours[book.categories.latency - 2 : book.categories.latency]
+        silent = np.where(measured > 0, 0.0, silent + answered)
+        # Stable's values alone are no evidence against a candidate that measures none. Less wealth is always valid.
+        log_e = np.where(book.about(silent > _SILENT), np.minimum(log_e, 0.0), log_e)
         harm = book.harm.grow(harm + invested * book.harm.prior, log_e)
         if book.claims is not None:
             claims = book.claims.grow(claims, book.claims.log_e(ours, both, requests, share))
@@ -116,4 +125,5 @@ def add(state: State, window: Window, stable: Floats, candidate: Floats) -> Stat
         peak=peak,
         blamed=blamed,
         split_peak=split_peak,
+        silent=silent,
     )

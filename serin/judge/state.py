@@ -12,7 +12,7 @@ from serin.judge.policy import Policy, StagePolicy
 from serin.judge.primitive import Floats
 from serin.judge.reference import Reference
 
-VERSION: Final = 2
+VERSION: Final = 3
 BEFORE: Final = -1
 """The stage of windows from before the rollout."""
 
@@ -23,7 +23,7 @@ class State:
     `cash`: the part of each harm process's wealth that still waits. `stage_counts`, `earlier_counts`: counts per
     category, [candidate, both arms], of this stage and of those before; `compared`: the same per configured share of
     traffic, for the categories confidence sequences are about. `peak`, `split_peak`: the largest evidence so far;
-    `blamed`: the metric behind it.
+    `blamed`: the metric behind it. `silent`: the candidate's good answers since it last reported a latency, a score.
     """
 
     policy: Policy
@@ -43,6 +43,7 @@ class State:
     peak: float
     blamed: str | None
     split_peak: float
+    silent: Floats
 
     def dump(self) -> dict[str, Any]:
         """A versioned JSON document of at most 32 kB; `load` gives back a state that goes on identically."""
@@ -64,6 +65,7 @@ class State:
             "peak": self.peak,
             "blamed": self.blamed,
             "split_peak": self.split_peak,
+            "silent": self.silent.tolist(),
         }
 
 
@@ -93,6 +95,7 @@ def load(document: dict[str, Any]) -> State:
         peak=document["peak"],
         blamed=document["blamed"],
         split_peak=document["split_peak"],
+        silent=np.array(document["silent"], dtype=np.float64),
     )
 
 

@@ -14,7 +14,18 @@ import pytest
 from scipy.stats import binom
 
 from serin.histograms import LATENCY_EDGES_S, SCORE_EDGES
-from serin.judge import ArmCounts, EventMetric, LatencyMetric, Policy, ScoreMetric, State, observe
+from serin.judge import (
+    Action,
+    ArmCounts,
+    EventMetric,
+    LatencyMetric,
+    Policy,
+    ScoreMetric,
+    State,
+    decide,
+    observe,
+    start,
+)
 from serin.judge.latency import tolerated
 from serin.judge.policy import StagePolicy
 from tests.unit.judging import LATENCY as LATENCY_CHANCES
@@ -45,29 +56,16 @@ def score_values(buckets: dict[int, int]) -> Outcomes:
 
 
 def growth(state: State, share: float, stable: Outcomes, candidate: Outcomes) -> tuple[np.ndarray, np.ndarray]:
-    """Expected factor of every bet on harm, and of every bet of the claims, over one request.
-
-    What the fold makes of a bet may be less (a candidate that measured nothing), never more.
-    """
+    """Expected factor of every bet on harm, and of every bet of the claims, over one request."""
     harm, claims = np.zeros_like(state.harm), np.zeros_like(state.claims)
     for weight, arms in ((share, candidate), (1 - share, stable)):
         for chance, counts in arms:
             pair = (ArmCounts(), counts) if arms is candidate else (counts, ArmCounts())
             after = observe(state, window(1, *pair, share=share))
             assert after.stage == 0
-            factor = np.exp(log_e(state, share, *pair))
-            assert np.all(after.harm / state.harm <= factor * (1 + 1e-12))
-            harm += weight * chance * factor
+            harm += weight * chance * after.harm / state.harm
             claims += weight * chance * after.claims / state.claims
     return harm, claims
-
-
-def log_e(state: State, share: float, stable: ArmCounts, candidate: ArmCounts) -> np.ndarray:
-    """Of every bet on harm."""
-    categories = state.book.categories
-    ours = categories.candidate @ categories.row.of(candidate)
-    both = ours + categories.stable @ categories.row.of(stable)
-    return state.book.harm.log_e(ours, both, candidate.requests, share)
 
 
 def of(state: State, process: int) -> np.ndarray:
@@ -214,6 +212,66 @@ def test_a_harm_of_degrees_counts_as_the_sum_of_its_values(judge: State) -> None
     doubled = [(chance, ArmCounts(1, {"errors": min(1, 5 * c.events["errors"])})) for chance, c in outcomes[1]]
     worse, _ = growth(judge, 0.3, outcomes[0], doubled)
     assert np.any(worse[of(judge, ERRORS)] > 1.01)
+
+
+@pytest.mark.parametrize("spec", [{}, {"metrics": (EventMetric(name="refunds", weight=3.0),)}, {"start_share": 0.4}])
+def test_all_wealth_is_one_at_the_start_and_weights_are_shares(spec: dict) -> None:
+    state = start(Policy(**spec))
+    by_metric, split = state.book.evidence(state.harm, state.cash)
+    assert by_metric == pytest.approx(1, abs=1e-12)
+    assert split == pytest.approx(1, abs=1e-12)
+    assert state.book.weights.sum() == pytest.approx(1, abs=1e-12)
+    claims = state.book.claims
+    assert claims.evidence(state.claims) == pytest.approx(1, abs=1e-12)
+
+
+def test_fresh_bets_are_paid_from_the_cash_before_the_window_and_nobody_gains_by_waiting(judge: State) -> None:
+    """After an hour, a window in which all candidates fail multiplies fresh bets as it does the old ones."""
+    empty, failing = (ArmCounts(), ArmCounts()), (arm(0), arm(1, 1, rejected=1))
+    hour = replace(window(2, *empty), start_s=3600.0, end_s=3601.0)
+    waited = observe(observe(judge, window(1, *empty)), hour)
+    by_metric, _ = waited.book.evidence(waited.harm, waited.cash)
+    assert by_metric == pytest.approx(1, abs=1e-12)
+    at_once = observe(observe(judge, window(1, *empty)), replace(hour, candidate=failing[1], stable=failing[0]))
+    factor = np.exp(at_once.book.harm.log_e(*_counts(at_once, *failing), 1, hour.share))
+    assert at_once.harm == pytest.approx(waited.harm * factor)
+
+
+def _counts(state: State, stable: ArmCounts, candidate: ArmCounts) -> tuple[np.ndarray, np.ndarray]:
+    categories = state.book.categories
+    ours = categories.candidate @ categories.row.of(candidate)
+    return ours, ours + categories.stable @ categories.row.of(stable)
+
+
+def test_bins_are_laid_before_the_window_that_fills_them(judge: State) -> None:
+    """A window that moves the bins of the next ones is itself put into the old ones."""
+    slow = arm(5000, latency_s=np.full(5000, 3.0), score=np.full(5000, 0.99))
+    after = observe(judge, window(1, slow, slow))
+    assert not np.array_equal(after.latency.edges, judge.latency.edges)
+    factor = np.exp(np.clip(judge.book.harm.log_e(*_counts(judge, slow, slow), 5000, 0.05), None, 130))
+    assert after.harm == pytest.approx(judge.harm * factor)
+
+
+def test_a_rollback_needs_all_of_the_evidence_and_a_stage_all_of_its_claims(judge: State) -> None:
+    policy = judge.policy
+    just, almost = (replace(judge, peak=share / policy.alpha, blamed="errors") for share in (1.0, 0.999))
+    assert decide(just, 61.0).action is Action.ROLLBACK
+    assert decide(almost, 61.0).action is not Action.ROLLBACK
+    claims = judge.book.claims
+    for share, action in ((1.0001, Action.ADVANCE), (0.999, Action.WAIT)):
+        told = replace(judge, claims=share / policy.beta * claims.prior, stage_counts=_everything_measured(judge))
+        assert decide(told, 400.0).action is action
+
+
+def _everything_measured(state: State) -> np.ndarray:
+    counts = np.zeros_like(state.stage_counts)
+    counts[0], counts[1] = 100, 1000
+    return counts
+
+
+def test_claims_start_afresh_in_every_stage(judge: State) -> None:
+    later = observe(observe(judge, window(1, arm(1900), arm(100))), window(2, ArmCounts(), ArmCounts(), stage=1))
+    assert later.claims == pytest.approx(later.book.claims.prior)
 
 
 # The whole fold.
