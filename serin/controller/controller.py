@@ -120,7 +120,7 @@ class Controller:
         self._in_flight: set[Key] = set()
 
     def service_changed(self, service: Key) -> None:
-        self._due.put(service, time.monotonic())
+        self._due.put(service, time.monotonic(), urgent=True)
 
     def stuck_s(self) -> float:
         """How long something has waited to be looked at."""
@@ -129,7 +129,7 @@ class Controller:
     def run(self, until: Callable[[], bool]) -> None:
         """Look at what is due until `until` holds, and about a second longer."""
         for service in self._rollouts.groups():
-            self.service_changed(service)
+            self._due.put(service, time.monotonic())
 
         def work() -> None:
             while (taken := self._due.take(until)) is not None:

@@ -9,6 +9,8 @@ from typing import Final
 from serin.controller.cache import Key
 
 _POLL_S: Final = 1.0
+_Due = tuple[bool, float]
+"""Whether it can wait for others, and the time."""
 
 
 class DueTimes:
@@ -17,17 +19,18 @@ class DueTimes:
 
     def __init__(self) -> None:
         self._changed = threading.Condition()
-        self._due_s: dict[Key, float] = {}
-        self._heap: list[tuple[float, Key]] = []
+        self._due: dict[Key, _Due] = {}
+        self._heap: list[tuple[_Due, Key]] = []
         self._taken: dict[Key, float] = {}
 
-    def put(self, key: Key, at_s: float) -> None:
-        """Due at `at_s`, or earlier if it was to be anyway."""
+    def put(self, key: Key, at_s: float, *, urgent: bool = False) -> None:
+        """Due at `at_s`, or earlier if it was to be anyway. What is urgent goes before all that is not."""
+        due = (not urgent, at_s)
         with self._changed:
-            if self._due_s.get(key, at_s + 1) <= at_s:
+            if key in self._due and self._due[key] <= due:
                 return
-            self._due_s[key] = at_s
-            heapq.heappush(self._heap, (at_s, key))
+            self._due[key] = due
+            heapq.heappush(self._heap, (due, key))
             self._changed.notify()
 
     def take(self, until: Callable[[], bool]) -> tuple[Key, float] | None:
@@ -36,27 +39,28 @@ class DueTimes:
             while not until():
                 wait_s = _POLL_S
                 if self._heap:
-                    at_s, key = self._heap[0]
-                    wait_s = min(at_s - time.monotonic(), _POLL_S)
-                    if key in self._taken or self._due_s.get(key) != at_s:  # `done` comes back to it; it was moved
+                    due, key = self._heap[0]
+                    wait_s = min(due[1] - time.monotonic(), _POLL_S)
+                    if key in self._taken or self._due.get(key) != due:  # `done` comes back to it; it was moved
                         heapq.heappop(self._heap)
                         continue
                     if wait_s <= 0:
                         heapq.heappop(self._heap)
-                        self._taken[key] = self._due_s.pop(key)
-                        return key, at_s
+                        _, self._taken[key] = self._due.pop(key)
+                        return key, self._taken[key]
                 self._changed.wait(wait_s)
         return None
 
     def done(self, key: Key) -> None:
         with self._changed:
             del self._taken[key]
-            if key in self._due_s:
-                heapq.heappush(self._heap, (self._due_s[key], key))
+            if key in self._due:
+                heapq.heappush(self._heap, (self._due[key], key))
                 self._changed.notify()
 
     def overdue_s(self) -> float:
         """How long the one that waits longest has been due, those being looked at included."""
+        now_s = time.monotonic()
         with self._changed:
-            first_s = min((*self._due_s.values(), *self._taken.values()), default=time.monotonic())
-        return max(0.0, time.monotonic() - first_s)
+            waiting = [at_s for _, at_s in self._due.values()]
+            return max(0.0, now_s - min((*waiting, *self._taken.values()), default=now_s))

@@ -57,6 +57,17 @@ def test_it_is_due_at_the_earlier_of_two_times(clock: list[float]) -> None:
     assert at_once(due) is None
 
 
+def test_what_somebody_changed_does_not_wait_for_what_is_late(clock: list[float]) -> None:
+    due = DueTimes()
+    due.put(A, 900)
+    due.put(B, 950)
+    due.put(B, 1000, urgent=True)
+    due.put(B, 940)
+    assert due.overdue_s() == 100
+    assert due.take(never) == (B, 1000)
+    assert due.take(never) == (A, 900)
+
+
 def test_what_is_with_a_worker_is_handed_out_again_only_afterwards(clock: list[float]) -> None:
     due = DueTimes()
     due.put(A, 1000)
