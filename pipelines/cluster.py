@@ -36,6 +36,10 @@ EXPERIMENT: Final = "serin"
 POLL_S: Final = 2.0
 TIMEOUT_S: Final = 10.0
 STEPS: Final = ("preprocess", "train", "evaluate", "deploy")
+LOOP: Final = "for-loop-1"
+"""How KFP calls the loop over learners."""
+LOGS: Final = "executor-logs"
+"""What KFP keeps of a step's output: executor-logs-0, and one more for each time it was tried again."""
 DONE: Final = ("SUCCEEDED", "SKIPPED")
 FAILED: Final = ("FAILED", "CANCELED")
 _IMAGE_NAME: Final = re.compile(r"[a-z0-9][a-z0-9._:/-]*(:[\w.-]+|@sha256:[0-9a-f]{64})")
@@ -143,7 +147,7 @@ class _KfpExecution:
     def _read_logs(self) -> None:
         """A user's mistake is in the log of the step that it ended."""
         for name in storage.names(self._artifacts):
-            if name.endswith("/executor-logs"):
+            if name.rpartition("/")[2].startswith(LOGS):
                 log = self._folder / name
                 log.parent.mkdir(parents=True, exist_ok=True)
                 storage.get(self._artifacts, name, log)
@@ -173,12 +177,14 @@ Task: TypeAlias = kfp_server_api.V2beta1PipelineTaskDetail
 def follow(progress: Progress, tasks: Iterable[Task], now_s: float) -> Iterator[str]:
     """Bring `progress` up to date with what KFP says of a run's tasks; give the lines to tell.
 
-    A task that runs is announced by its driver, a pod of KFP's own, before it shows itself.
+    Runs of a loop appear one after another, so that train is over when its loop is.
     """
     states: dict[str, list[str]] = {step: [] for step in STEPS}
     for task in tasks:
         if task.display_name in states:
             states[task.display_name].append(task.state)
+        elif task.display_name == LOOP and task.state not in (*DONE, *FAILED):
+            states["train"].append(task.state)
     for step, seen in states.items():
         if seen:
             done = sum(state in DONE for state in seen)

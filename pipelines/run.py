@@ -103,7 +103,7 @@ class Run:
 
     def _tell(self, line: str) -> None:
         if not self._console.is_terminal:
-            self._console.print(Text(f"  {line}"))
+            self._console.print(Text(f"  {line}"), soft_wrap=True)
 
     def _watch(
         self, execution: Execution, before: set[str], folder: Path, champion: Champion | None

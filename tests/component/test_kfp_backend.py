@@ -149,7 +149,7 @@ def test_a_users_mistake_is_found_in_the_log_of_the_step(backend: tuple[Backend,
     state.runs = [
         {"run_id": "run-1", "state": "FAILED", "run_details": {"task_details": [task("preprocess", "FAILED")]}}
     ]
-    put(ARTIFACTS, "preprocess/1/executor-logs", f"starting\n{MARK}Column 'churn' is not there.\n", tmp_path)
+    put(ARTIFACTS, "preprocess/1/executor-logs-0", f"starting\n{MARK}Column 'churn' is not there.\n", tmp_path)
     with Kfp(endpoint, IMAGE, STORE).start({}, tmp_path, lambda _: None) as execution:
         while execution.running():
             pass

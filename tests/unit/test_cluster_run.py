@@ -41,11 +41,12 @@ def test_a_run_is_told_step_by_step() -> None:
     looks = [
         [task("root", "RUNNING"), task("preprocess-driver", "RUNNING")],
         [task("preprocess", "RUNNING"), task("executor", "PENDING")],
-        [task("preprocess", "SUCCEEDED"), task("train", "RUNNING"), task("train", "RUNNING")],
-        [task("preprocess", "SUCCEEDED"), task("train", "SUCCEEDED"), task("train", "FAILED")],
+        [task("preprocess", "SUCCEEDED"), task("for-loop-1", "RUNNING"), task("train", "RUNNING")],
+        [task("preprocess", "SUCCEEDED"), task("for-loop-1", "RUNNING"), task("train", "SUCCEEDED")],
+        [task("preprocess", "SUCCEEDED"), task("for-loop-1", "FAILED"), task("train", "FAILED")],
     ]
     told = [list(follow(progress, tasks, float(second))) for second, tasks in enumerate(looks)]
-    assert told == [[], ["preprocess …"], ["preprocess done in 1.0 s", "train …"], ["train failed in 1.0 s"]]
+    assert told == [[], ["preprocess …"], ["preprocess done in 1.0 s", "train …"], [], ["train failed in 2.0 s"]]
 
 
 @pytest.mark.parametrize(
