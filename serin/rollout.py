@@ -50,12 +50,27 @@ class EnvVar(Document):
 
 
 class Candidate(Document):
-    """`digest` is checked before the model is loaded; `runtime` names the program that serves it."""
+    """A model, or (on a cluster) a whole `predictor` as an InferenceService has it.
 
-    storage_uri: str
+    `digest` is checked before the model is loaded; `runtime` names the program that serves it.
+    """
+
+    storage_uri: str | None = None
     digest: str | None = None
     runtime: str = "serin-onnx"
     env: tuple[EnvVar, ...] = ()
+    predictor: dict[str, Any] | None = None
+
+    @model_validator(mode="after")
+    def _one_way(self) -> Self:
+        if (self.storage_uri is None) == (self.predictor is None):
+            raise ValueError("give storageUri or predictor, one of the two")
+        named = self.digest is not None or self.env or self.runtime != "serin-onnx"
+        if self.predictor is not None and named:
+            raise ValueError("beside predictor there is no digest, runtime or env; they belong into it")
+        if self.predictor is not None and "canaryTrafficPercent" in self.predictor:
+            raise ValueError("predictor.canaryTrafficPercent is what the rollout sets; leave it out")
+        return self
 
 
 class Spec(Document):

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from pydantic import ValidationError
 
 from serin.plan import Bake, Checks, Plan, Stage
 from serin.platforms.kserve.choreography import Create, Delete, Patch, Predictors, next_change
@@ -192,6 +193,51 @@ def test_a_candidate_that_never_starts_is_taken_back_without_a_request() -> None
     status = cluster.run()
     assert (status.phase, status.reason) == (Phase.ROLLED_BACK, "candidate was not ready after 120 s")
     assert (cluster.served(), cluster.model()) == ({"r2", "r4"}, {"v2"})
+
+
+OWN_SERVER = {"containers": [{"name": "kserve-container", "image": "registry.example/scorer:2"}]}
+
+
+def whole_predictor(**switches: Any) -> ModelRollout:
+    candidate = Candidate(predictor=OWN_SERVER)
+    spec = Spec(service="churn", candidate=candidate, plan=PLAN, judge={"dryRun": True}, **switches)
+    return ModelRollout(metadata=Metadata(name="churn-3"), spec=spec)
+
+
+def test_a_candidate_that_is_a_whole_predictor_takes_the_place_of_the_model() -> None:
+    cluster = Cluster(promoted(), whole_predictor())
+    assert cluster.run().phase is Phase.PROMOTED
+    assert cluster.fake.predictor == {"minReplicas": 1, **OWN_SERVER}
+    assert cluster.served() == {"r2", "r3"}
+
+
+def test_the_way_back_from_a_whole_predictor_brings_the_model_back() -> None:
+    cluster = Cluster(promoted(), whole_predictor())
+    before = cluster.fake.predictor
+    cluster.run(in_stage(1))
+    cluster.rollout = whole_predictor(abort=True).model_copy(update={"status": cluster.status})
+    assert cluster.run().phase is Phase.ROLLED_BACK
+    assert (cluster.fake.predictor, cluster.model()) == (before, {"v2"})
+
+
+def test_a_whole_predictor_without_pods_is_refused() -> None:
+    spec = Spec(service="churn", candidate=Candidate(predictor={"minReplicas": 0, **OWN_SERVER}), plan=PLAN)
+    status = Cluster(promoted(), ModelRollout(metadata=Metadata(name="churn-3"), spec=spec)).run(ticks=20)
+    assert (status.phase, "minReplicas 0" in status.reason) == (Phase.FAILED, True)
+
+
+@pytest.mark.parametrize(
+    "candidate",
+    [
+        {},
+        {"storageUri": "v3", "predictor": OWN_SERVER},
+        {"predictor": OWN_SERVER, "digest": "sha256:0"},
+        {"predictor": {**OWN_SERVER, "canaryTrafficPercent": 10}},
+    ],
+)
+def test_a_candidate_is_a_model_or_a_predictor(candidate: dict[str, Any]) -> None:
+    with pytest.raises(ValidationError):
+        Candidate.model_validate(candidate)
 
 
 def test_a_candidate_that_kserve_refuses_ends_at_once_and_leaves_no_trap() -> None:

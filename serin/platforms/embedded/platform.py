@@ -53,6 +53,8 @@ def fetch(store: Store, candidate: Candidate) -> str:
     """
     if candidate.runtime not in RUNTIMES:
         raise UserError(f"There is no runtime {candidate.runtime}; known: {', '.join(RUNTIMES)}.")
+    if candidate.storage_uri is None:
+        raise UserError("The embedded platform releases models, not predictors; give candidate.storageUri.")
     source = _local_path(candidate.storage_uri)
     try:
         model.verify(source, candidate.digest)

@@ -80,8 +80,13 @@ def refusal(service: Service | None, candidate: Candidate) -> str | None:
         )
     if service.predictor.get("minReplicas", 1) < 1:
         return f"{name} has minReplicas 0, so a candidate at 0 % traffic would have no pod; set it to 1 or more."
-    if "model" not in service.predictor:
-        return f"{name} has no spec.predictor.model whose storageUri could be changed; give it one."
+    if candidate.predictor is not None and candidate.predictor.get("minReplicas", 1) < 1:
+        return "candidate.predictor has minReplicas 0, so at 0 % traffic it would have no pod; set it to 1 or more."
+    if candidate.predictor is None and "model" not in service.predictor:
+        return (
+            f"{name} has no spec.predictor.model whose storageUri could be changed; "
+            "name the whole predictor in candidate.predictor."
+        )
     if service.percent not in (None, 100):
         return (
             f"{name} has {PERCENT} {service.percent}: another canary is open, or was left at 0; go back to the "
@@ -105,7 +110,11 @@ def unrest(service: Service) -> str | None:
 
 
 def candidate_predictor(service: Service | None, candidate: Candidate) -> dict[str, Any]:
-    """Stable's predictor with the candidate's model in it; what the candidate does not name stays as it is."""
+    """Stable's predictor with the candidate's model in it; what the candidate does not name stays as it is. A
+    candidate that is a predictor takes its place."""
+    if candidate.predictor is not None:
+        replicas = service.predictor.get("minReplicas", 1) if service is not None else 1
+        return {"minReplicas": replicas, **copy.deepcopy(candidate.predictor)}
     if service is None:
         predictor: dict[str, Any] = {"minReplicas": 1, "model": {"modelFormat": {"name": candidate.runtime}}}
     else:

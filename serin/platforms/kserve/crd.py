@@ -34,6 +34,7 @@ TOLD: Final = {
     "candidate.storageUri": "Where KServe finds the model: s3://, gs://, pvc://, ….",
     "candidate.digest": "SHA-256 of the model directory, as training recorded it.",
     "candidate.runtime": "ServingRuntime; without it the service keeps its own.",
+    "candidate.predictor": "Instead of storageUri: a whole spec.predictor, for services without a model of their own.",
     "candidate.env": "Environment variables of the model container, added to the service's own.",
     "plan": "Stages of traffic and their times; or name a profile.",
     "plan.stages": "Percent of traffic, from stage to stage more.",
@@ -67,6 +68,12 @@ ROOT_RULES: Final = [
 ]
 SPEC_RULES: Final = [
     {"rule": "!(has(self.plan) && has(self.profile))", "message": "give plan or profile, not both"},
+]
+CANDIDATE_RULES: Final = [
+    {
+        "rule": "has(self.storageUri) != has(self.predictor)",
+        "message": "candidate: give storageUri or predictor, one of the two",
+    },
 ]
 PLAN_RULES: Final = [
     {
@@ -106,6 +113,7 @@ def definition() -> dict[str, Any]:
     status["description"] = "Where the rollout is and what it has learned."
     spec["x-kubernetes-validations"] = SPEC_RULES
     spec["properties"]["plan"]["x-kubernetes-validations"] = PLAN_RULES
+    spec["properties"]["candidate"]["x-kubernetes-validations"] = CANDIDATE_RULES
     del spec["properties"]["candidate"]["properties"]["runtime"]["default"]  # absent means: the service's own
     status["properties"]["conditions"] = CONDITIONS
     status["properties"]["observedGeneration"] = {"type": "integer"}
