@@ -1,138 +1,161 @@
-"""What Prometheus recorded of a rollout, as windows."""
+"""The ONNX graph computes what the Python model computes, on rows that look for the difference."""
 
-import json
 from pathlib import Path
 
+import numpy as np
+import onnx
+import pandas as pd
 import pytest
-from click.testing import CliRunner
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
-from serin.cli import cli
-from serin.errors import UserError
-from serin.judge.state import BEFORE
-from serin.telemetry.export import read
-
-STABLE, CANDIDATE = "churn-predictor-00004", "churn-predictor-00005"
-T0 = 1_764_000_000
-
-
-def series(revision: str, code: int, values: dict[int, float], *, pod: str = "10.0.0.7:9091", **labels: str) -> dict:
-    """As queue-proxy's counter comes out of Prometheus; `values` by seconds after T0."""
-    known = {
-        "__name__": "revision_request_count",
-        "configuration_name": "churn-predictor",
-        "container_name": "queue-proxy",
-        "instance": pod,
-        "job": "queue-proxy",
-        "namespace_name": "serving",
-        "response_code": str(code),
-        "response_code_class": f"{code // 100}xx",
-        "revision_name": revision,
-    }
-    return {"metric": known | labels, "values": [[T0 + t, f"{value:g}"] for t, value in values.items()]}
-
-
-def export(tmp_path: Path, *result: dict) -> Path:
-    file = tmp_path / "range.json"
-    answer = {"status": "success", "data": {"resultType": "matrix", "result": list(result)}}
-    file.write_text(json.dumps(answer), encoding="utf-8")
-    return file
-
-
-def counted(file: Path) -> list[tuple]:
-    """Per window: seconds after T0, stage, and requests and errors of both arms."""
-    return [
-        (
-            each.start_s - T0,
-            each.end_s - T0,
-            each.stage,
-            (each.stable.requests, each.stable.events["errors"]),
-            (each.candidate.requests, each.candidate.events["errors"]),
-        )
-        for each in read(file, STABLE, CANDIDATE)
-    ]
-
-
-def test_counters_become_windows_from_the_candidates_first_request_on(tmp_path: Path) -> None:
-    file = export(
-        tmp_path,
-        series(STABLE, 200, {0: 1000, 15: 1095, 30: 1190, 45: 1280}),
-        series(STABLE, 503, {30: 2, 45: 3}),
-        series(CANDIDATE, 200, {0: 4, 15: 4, 30: 9, 45: 13}, pod="10.0.0.8:9091"),
-        series(CANDIDATE, 404, {45: 1}, pod="10.0.0.8:9091"),
-    )
-    assert counted(file) == [
-        (0, 15, BEFORE, (95, 0), (0, 0)),
-        (15, 30, 0, (97, 2), (5, 0)),
-        (30, 45, 0, (91, 1), (5, 0)),
-    ]
-    last = read(file, STABLE, CANDIDATE)[-1]
-    assert (last.share, last.candidate.events["rejected"]) == (None, 1)
-
-
-def test_a_counter_that_was_reset_counts_from_zero_and_others_go_on(tmp_path: Path) -> None:
-    file = export(
-        tmp_path,
-        series(STABLE, 200, {0: 1000, 15: 30, 30: 90}, pod="a"),
-        series(STABLE, 200, {0: 5000, 15: 5050, 30: 5100}, pod="b"),
-        series(CANDIDATE, 200, {0: 0, 15: 10, 30: 20}, pod="c"),
-    )
-    assert [(stable[0], candidate[0]) for *_, stable, candidate in counted(file)] == [(80, 10), (110, 10)]
-
-
-def test_a_missed_scrape_makes_one_longer_window_for_both_arms(tmp_path: Path) -> None:
-    file = export(
-        tmp_path,
-        series(STABLE, 200, {0: 1000, 15: 1100, 30: 1200, 45: 1300}),
-        series(CANDIDATE, 200, {0: 0, 15: 10, 45: 30}, pod="c"),
-    )
-    assert counted(file) == [(0, 15, 0, (100, 0), (10, 0)), (15, 45, 0, (200, 0), (20, 0))]
-
-
-def test_pods_that_come_and_go_are_counted_while_they_are_there(tmp_path: Path) -> None:
-    file = export(
-        tmp_path,
-        series(STABLE, 200, {0: 1000, 15: 1100}, pod="a"),
-        series(STABLE, 200, {15: 400, 30: 460}, pod="b"),
-        series(CANDIDATE, 200, {0: 0, 15: 10, 30: 20}, pod="c"),
-    )
-    assert [(stable[0], candidate[0]) for *_, stable, candidate in counted(file)] == [(100, 10), (60, 10)]
-
-
-def test_the_gateways_counters_name_the_namespace_with_the_revision(tmp_path: Path) -> None:
-    def at_gateway(revision: str, values: dict[int, float]) -> dict:
-        labels = {"envoy_cluster_name": f"serving/{revision}", "envoy_response_code": "200"}
-        known = {"__name__": "envoy_cluster_upstream_rq", "instance": "10.0.0.2:9000", "job": "kourier"}
-        return {"metric": known | labels, "values": [[T0 + t, str(value)] for t, value in values.items()]}
-
-    file = export(tmp_path, at_gateway(STABLE, {0: 5, 15: 105}), at_gateway(CANDIDATE, {0: 0, 15: 6}))
-    assert counted(file) == [(0, 15, 0, (100, 0), (6, 0))]
-
-
-@pytest.mark.parametrize(
-    ("result", "told"),
-    [
-        ([series(STABLE, 200, {0: 1})], f"no counts of revision {CANDIDATE}; it has {STABLE}"),
-        ([{"metric": {"__name__": "up"}, "values": [[T0, "1"]]}], "no counts of requests by revision"),
-        ([series(STABLE, 200, {0: 1.5}), series(CANDIDATE, 200, {0: 1})], "not its rate"),
-        ([{"metric": {}, "value": [T0, "1"]}], "not an answer of Prometheus' query_range"),
-    ],
+from components.train import scoring
+from components.train.calibration import Sigmoid
+from components.train.export import (
+    IR_VERSION,
+    OPSETS,
+    PARITY,
+    UNSEEN,
+    ParityError,
+    check_parity,
+    hostile,
+    to_onnx,
 )
-def test_what_is_no_export_of_counters_is_refused_in_one_sentence(tmp_path: Path, result: list, told: str) -> None:
-    with pytest.raises(UserError, match=told):
-        read(export(tmp_path, *result), STABLE, CANDIDATE)
+from components.train.learners import RECIPES, margin
+from components.train.trees import just_above
+from serin.errors import UserError
+from serin.model import Feature
+
+SMALL = {
+    "rule": {},
+    "logistic": {"C": 1.0},
+    "hist_gradient_boosting": {"max_iter": 10, "min_samples_leaf": 2},
+    "xgboost": {"n_estimators": 10, "max_depth": 4, "min_child_weight": 0},
+}
+SIGMOID = Sigmoid(1.3, -0.2)
 
 
-def test_replay_of_an_export(tmp_path: Path) -> None:
-    times = range(0, 900, 15)
-    file = export(
-        tmp_path,
-        series(STABLE, 200, {t: 95 * t for t in times}),
-        series(STABLE, 500, {t: t for t in times}),
-        series(CANDIDATE, 200, {t: 4 * t for t in times}, pod="c"),
-        series(CANDIDATE, 500, {t: t for t in times}, pod="c"),
+def features(inputs: pd.DataFrame) -> tuple[Feature, ...]:
+    return tuple(
+        Feature(name=f"column {name}", input=name, dtype="number" if inputs[name].dtype == np.float32 else "string")
+        for name in inputs.columns
     )
-    command = ["replay", str(file), "--profile", "fast"]
-    told = CliRunner().invoke(cli, [*command, "--stable", STABLE, "--candidate", CANDIDATE]).output
-    assert "rollback" in told
-    assert "errors, 15 of 75 requests on the candidate" in told
-    assert "--stable and --candidate" in str(CliRunner().invoke(cli, command).exception)
+
+
+def differences(learner: str, inputs: pd.DataFrame, y: np.ndarray, rows: pd.DataFrame) -> np.ndarray:
+    estimator = RECIPES[learner].build(SMALL[learner], inputs, 0).fit(inputs, y)
+    exported = scoring.run(to_onnx(estimator, SIGMOID, features(inputs)), rows)
+    return np.abs(SIGMOID(margin(estimator, rows)) - exported)
+
+
+def labels(score: np.ndarray) -> np.ndarray:
+    """Two classes, each with at least five rows."""
+    y = (score > np.median(score)).astype(np.int64)
+    y[:5], y[5:10] = 0, 1
+    return y
+
+
+@pytest.mark.parametrize("learner", SMALL)
+@settings(max_examples=15, deadline=None)
+@given(
+    seed=st.integers(0, 2**32 - 1),
+    scale=st.sampled_from([1e-30, 1e-3, 1.0, 1e9, 1e30]),
+    offset=st.sampled_from([0, 1]),
+)
+def test_same_probability_on_thresholds_gaps_and_unseen_values(
+    learner: str, seed: int, scale: float, offset: int
+) -> None:
+    """Neighbouring float32 values, on which a threshold rounded the wrong way sends rows to the other side."""
+    rng = np.random.default_rng(seed)
+    near = np.float32(scale) * (offset + rng.integers(0, 8, 120) * np.finfo(np.float32).eps)
+    few = rng.integers(-3, 3, 120).astype(np.float32)
+    few[rng.random(120) < 0.2] = np.nan
+    word = rng.choice(["", "a", "b", "ä", "日本", " a"], 120).astype(object)
+    inputs = pd.DataFrame({"f0": near.astype(np.float32), "f1": few, "f2": word})
+    y = labels(rng.permutation(120) + 60.0 * (near > np.median(near)) + 40 * np.nan_to_num(few) + 50 * (word == "a"))
+    assert differences(learner, inputs, y, pd.concat([inputs, hostile(inputs)])).max() <= PARITY
+
+
+@pytest.mark.parametrize("learner", SMALL)
+@pytest.mark.parametrize(
+    "inputs",
+    [
+        pd.DataFrame({"f0": np.arange(60, dtype=np.float32)}),
+        pd.DataFrame({"f0": np.array(["x", "y", ""] * 20, dtype=object)}),
+        pd.DataFrame({"f0": np.full(60, np.nan, np.float32), "f1": np.arange(60, dtype=np.float32)}),
+        pd.DataFrame({"f0": np.full(60, 3, np.float32), "f1": np.array([""] * 60, dtype=object)}),
+        pd.DataFrame({"f0": np.array([f"id{i}" for i in range(60)], dtype=object)}),
+        pd.DataFrame({"f0": (1.7e9 + 1000 * np.arange(60)).astype(np.float32)}),
+    ],
+    ids=["numbers only", "strings only", "all missing", "constant", "all different", "far from zero"],
+)
+def test_odd_columns(learner: str, inputs: pd.DataFrame) -> None:
+    y = labels(np.random.default_rng(0).random(60) + np.arange(60) / 60)
+    assert differences(learner, inputs, y, pd.concat([inputs, hostile(inputs)])).max() <= PARITY
+
+
+@pytest.mark.parametrize("learner", SMALL)
+def test_graph_has_the_contracts_inputs_and_one_output(learner: str) -> None:
+    inputs = pd.DataFrame({"f0": np.arange(60, dtype=np.float32), "f1": np.array(["x", "y", ""] * 20, dtype=object)})
+    y = labels(np.arange(60.0))
+    estimator = RECIPES[learner].build(SMALL[learner], inputs, 0).fit(inputs, y)
+    graph = onnx.load_from_string(to_onnx(estimator, SIGMOID, features(inputs)))
+    assert graph.ir_version == IR_VERSION
+    assert {(o.domain, o.version) for o in graph.opset_import} == {(o.domain, o.version) for o in OPSETS}
+    assert [i.name for i in graph.graph.input] == ["f0", "f1"]
+    (output,) = graph.graph.output
+    assert output.name == "probability"
+    assert output.type.tensor_type.elem_type == onnx.TensorProto.FLOAT
+    assert len(output.type.tensor_type.shape.dim) == 2
+
+
+@pytest.mark.parametrize("learner", SMALL)
+def test_an_unseen_value_counts_as_no_known_one(learner: str) -> None:
+    """One value decides the label; a value never seen must score between the known ones, the same in both."""
+    inputs = pd.DataFrame({"f0": np.array(["x", "y"] * 40, dtype=object), "f1": np.zeros(80, np.float32)})
+    y = np.array([0, 1] * 40)
+    estimator = RECIPES[learner].build(SMALL[learner], inputs, 0).fit(inputs, y)
+    rows = pd.DataFrame({"f0": np.array(["x", UNSEEN, "y"], dtype=object), "f1": np.zeros(3, np.float32)})
+    p = scoring.run(to_onnx(estimator, Sigmoid(), features(inputs)), rows)
+    assert p[0] < 0.5 < p[2]
+    assert p[0] <= p[1] <= p[2]
+    np.testing.assert_allclose(p, Sigmoid()(margin(estimator, rows)), atol=PARITY)
+
+
+def test_rounding_down_keeps_every_comparison() -> None:
+    a = np.float32(1)
+    b = np.nextafter(a, np.float32(2))
+    middle = (np.float64(a) + np.float64(b)) / 2
+    for threshold in (middle, np.nextafter(middle, 2), np.float64(a), np.float64(b), -middle):
+        (above,) = just_above(np.array([threshold]))
+        assert above.dtype == np.float32
+        assert [x < above for x in (-b, -a, a, b)] == [np.float64(x) <= threshold for x in (-b, -a, a, b)]
+
+
+def test_parity_names_the_row_and_the_difference() -> None:
+    python = np.array([0.1, 0.2, 0.3])
+    check_parity(python, python + PARITY / 2, ["row 0", "row 1", "row 2"])
+    with pytest.raises(ParityError, match=r"row 1: .* a difference of 0\.0001 .* 1 of 3"):
+        check_parity(python, np.array([0.1, 0.2001, 0.3]), ["row 0", "row 1", "row 2"])
+    with pytest.raises(ParityError, match="row 2"):
+        check_parity(python, np.array([0.1, 0.2, np.nan]), ["row 0", "row 1", "row 2"])
+
+
+def test_hostile_rows_hold_every_gap() -> None:
+    inputs = pd.DataFrame({"f0": np.arange(3, dtype=np.float32), "f1": np.array(["x", "y", "z"], dtype=object)})
+    rows = hostile(inputs)
+    assert list(rows.dtypes) == [np.float32, object]
+    assert rows["f0"].isna().any()
+    assert {"", UNSEEN} <= set(rows["f1"])
+    assert ((rows["f0"].isna()) & (rows["f1"] == "x")).any()
+
+
+def test_a_file_that_is_no_graph_is_the_users_to_fix(tmp_path: Path) -> None:
+    (tmp_path / "model").mkdir()
+    (tmp_path / "meta").mkdir()
+    (tmp_path / "model/model.onnx").write_bytes(b"not a graph")
+    (tmp_path / "meta/signature.json").write_text(
+        '{"learner": "rule", "target": "y", "positive": "1", "negative": "0", "threshold": 0.5, "features": []}'
+    )
+    with pytest.raises(UserError, match="does not run in ONNX Runtime"):
+        scoring.score(tmp_path, pd.DataFrame())
