@@ -34,7 +34,7 @@ TOLD: Final = {
     "candidate.storageUri": "Where KServe finds the model: s3://, gs://, pvc://, ….",
     "candidate.digest": "SHA-256 of the model directory, as training recorded it.",
     "candidate.runtime": "ServingRuntime; without it the service keeps its own.",
-    "candidate.predictor": "Instead of storageUri: a whole spec.predictor, for services without a model of their own.",
+    "candidate.predictor": "Instead of storageUri: a whole spec.predictor, for a server of your own.",
     "candidate.env": "Environment variables of the model container, added to the service's own.",
     "plan": "Stages of traffic and their times; or name a profile.",
     "plan.stages": "Percent of traffic, from stage to stage more.",
