@@ -177,10 +177,13 @@ Task: TypeAlias = kfp_server_api.V2beta1PipelineTaskDetail
 def follow(progress: Progress, tasks: Iterable[Task], now_s: float) -> Iterator[str]:
     """Bring `progress` up to date with what KFP says of a run's tasks; give the lines to tell.
 
-    Runs of a loop appear one after another, so that train is over when its loop is.
+    Runs of a loop appear one after another, so that train is over when its loop is. Tasks that are left out after a
+    failure have no state.
     """
     states: dict[str, list[str]] = {step: [] for step in STEPS}
     for task in tasks:
+        if task.state is None:
+            continue
         if task.display_name in states:
             states[task.display_name].append(task.state)
         elif task.display_name == LOOP and task.state not in (*DONE, *FAILED):

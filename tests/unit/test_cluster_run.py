@@ -32,7 +32,7 @@ def test_an_image_without_a_name_of_its_own_content_is_refused(image: str) -> No
         with_image("", image)
 
 
-def task(name: str, state: str) -> V2beta1PipelineTaskDetail:
+def task(name: str, state: str | None) -> V2beta1PipelineTaskDetail:
     return V2beta1PipelineTaskDetail(display_name=name, state=state)
 
 
@@ -43,7 +43,12 @@ def test_a_run_is_told_step_by_step() -> None:
         [task("preprocess", "RUNNING"), task("executor", "PENDING")],
         [task("preprocess", "SUCCEEDED"), task("for-loop-1", "RUNNING"), task("train", "RUNNING")],
         [task("preprocess", "SUCCEEDED"), task("for-loop-1", "RUNNING"), task("train", "SUCCEEDED")],
-        [task("preprocess", "SUCCEEDED"), task("for-loop-1", "FAILED"), task("train", "FAILED")],
+        [
+            task("preprocess", "SUCCEEDED"),
+            task("for-loop-1", "FAILED"),
+            task("train", "FAILED"),
+            task("evaluate", None),
+        ],
     ]
     told = [list(follow(progress, tasks, float(second))) for second, tasks in enumerate(looks)]
     assert told == [[], ["preprocess …"], ["preprocess done in 1.0 s", "train …"], [], ["train failed in 2.0 s"]]
