@@ -29,7 +29,7 @@ def test_a_namespace_not_named_is_that_of_the_kubeconfig(tmp_path: Path, monkeyp
         "users": [{"name": "u", "user": {}}],
     }
     (tmp_path / "config").write_text(yaml.safe_dump(kubeconfig), encoding="utf-8")
-    monkeypatch.setattr("kubernetes.config.kube_config.KUBE_CONFIG_DEFAULT_LOCATION", str(tmp_path / "config"))
+    monkeypatch.setenv("KUBECONFIG", str(tmp_path / "config"))
     assert place_of("kserve", tmp_path) == "kserve:mine"
     assert place_of("kserve:serving", tmp_path) == "kserve:serving"
     with pytest.raises(UserError, match="PLATFORM=cloud"):
