@@ -24,6 +24,7 @@ UV := $(BIN)/uv
 
 help: ## This list
 	@awk 'BEGIN {FS = ":.*## "} /^[a-z-]+:.*## / {printf "  make %-16s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@printf "  make %-16s %s\n" bench-NAME "Measure NAME: pipeline, rollout, judge, predictor or controller"
 	@echo
 	@echo "  CONFIG=file   another data set        TRAFFIC=n|none   requests per second during a rollout"
 	@echo "  PLATFORM=embedded|kserve|kserve:NAMESPACE   where run releases        KFP_ENDPOINT=url   for cluster-run"
@@ -100,11 +101,6 @@ test: .venv/.ready-dev ## Lint and the whole test suite
 cluster-test: .venv/.ready-dev ## Whole rollouts and disturbances, on the current cluster
 	@$(BIN)/pytest -v -s --timeout 900 tests/cluster
 
-bench-pipeline: ## Measure the whole story and the pipeline's overhead
-bench-rollout: ## Measure rollouts: lost requests, splits, exposure, kills
-bench-judge: ## Measure the judge on simulated traffic
-bench-predictor: ## Measure the model server against the stock ones
-bench-controller: ## Measure the controller: 1,000 rollouts at an API server
 bench-pipeline bench-rollout bench-judge bench-predictor bench-controller: bench-%: .venv/.ready-dev
 	@$(BIN)/python -m benchmarks.$*
 
