@@ -4,6 +4,7 @@ Commands write specs, the supervisor writes status; both sides only ever see who
 (`home`) holds everything; copying or deleting it copies or deletes the platform.
 """
 
+import fcntl
 import json
 import sqlite3
 from collections.abc import Iterator
@@ -89,7 +90,9 @@ class Store:
             home.mkdir(parents=True, exist_ok=True, mode=0o700)
             self._db = sqlite3.connect(home / "serin.db", timeout=30, isolation_level=None)
             self._db.row_factory = sqlite3.Row
-            self._db.execute("PRAGMA journal_mode = WAL")
+            with (home / "opening").open("w") as lock:
+                fcntl.flock(lock, fcntl.LOCK_EX)  # SQLite does not wait for its turn to change the journal's mode
+                self._db.execute("PRAGMA journal_mode = WAL")
             self._db.execute("PRAGMA synchronous = NORMAL")
         except (OSError, sqlite3.DatabaseError) as error:
             raise UserError(
