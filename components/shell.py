@@ -1,5 +1,6 @@
 """What every component shell shares: the image it runs in, and how a user's mistake ends it."""
 
+import gc
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -12,6 +13,16 @@ IMAGE: Final = "serin/pipeline-python:0"
 compiled file changes only when the graph does."""
 
 MARK: Final = "serin: yours to fix: "
+
+
+@contextmanager
+def quick_imports() -> Iterator[None]:
+    """Import without looking for garbage: what modules make is there to stay, and a step is mostly its imports."""
+    gc.disable()
+    try:
+        yield
+    finally:
+        gc.enable()
 
 
 @contextmanager

@@ -30,12 +30,14 @@ def evaluate(
     from pathlib import Path
     from tempfile import TemporaryDirectory
 
-    from components import storage
-    from components.config import Config
-    from components.evaluate import core
-    from components.report import evaluation_html
-    from components.shell import user_errors
-    from serin.model import CARD_FILE
+    from components.shell import quick_imports, user_errors
+
+    with quick_imports():
+        from components import storage
+        from components.config import Config
+        from components.evaluate import core
+        from components.report import evaluation_html
+        from serin.model import CARD_FILE
 
     candidates = [Path(model.path) for model in models]
     settings = Config.model_validate_json(config)

@@ -22,10 +22,12 @@ def preprocess(
     from pathlib import Path
     from tempfile import TemporaryDirectory
 
-    from components import storage
-    from components.config import Config
-    from components.preprocess import core, sources
-    from components.shell import user_errors
+    from components.shell import quick_imports, user_errors
+
+    with quick_imports():
+        from components import storage
+        from components.config import Config
+        from components.preprocess import core, sources
 
     settings = Config.model_validate_json(config)
     with user_errors(), TemporaryDirectory() as scratch:

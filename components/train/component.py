@@ -18,9 +18,11 @@ def train(
     from pathlib import Path
     from typing import cast
 
-    from components.config import Config, Learner
-    from components.shell import user_errors
-    from components.train import core
+    from components.shell import quick_imports, user_errors
+
+    with quick_imports():
+        from components.config import Config, Learner
+        from components.train import core
 
     with user_errors():
         result = core.train(
