@@ -11,10 +11,15 @@ from pydantic import ValidationError
 
 from serin import words
 from serin.errors import UserError
-from serin.judge.decision import Action
+from serin.judge.cohorts import Cohort
+from serin.judge.cohorts import windows as mature_windows
+from serin.judge.decision import Action, Decision
 from serin.judge.forecast import Forecast, Traffic, forecast
+from serin.judge.judge import observe, start
+from serin.judge.labels import METRIC, POLICY, Costs, cohorts
 from serin.judge.policy import JudgeSpec, policy_for
 from serin.judge.replay import Step, Twins, read, replay, twins
+from serin.judge.ruling import decide
 from serin.judge.window import Window
 from serin.plan import PROFILES, Document, Plan
 from serin.platforms import Platform
@@ -110,7 +115,44 @@ def aa(
     click.echo("\n".join(told_twins(found)))
 
 
-commands: Final[list[click.Command]] = [plan, explain, replay_command, aa]
+@click.command()
+@click.argument("labels_file", metavar="LABELS", type=click.Path(path_type=Path))
+@click.option("--log", type=click.Path(path_type=Path), required=True, help="Directory of the prediction log.")
+@click.option("--stable", metavar="REVISION", required=True, help="The revision that served.")
+@click.option("--candidate", metavar="REVISION", required=True, help="The one released.")
+@click.option("--false-positive", type=click.FloatRange(0), default=1, show_default=True, help="Its cost.")
+@click.option("--false-negative", type=click.FloatRange(0), default=1, show_default=True, help="Its cost.")
+@click.option("--positive", metavar="DECISION", help="The positive decision; needed when the costs differ.")
+@click.option("--cohort-hours", type=click.FloatRange(min=0.001), default=1, show_default=True)
+@click.option(
+    "--delay-hours", type=click.FloatRange(0), default=168, show_default=True, help="Beyond almost every label."
+)
+def labels(
+    labels_file: Path,
+    log: Path,
+    stable: str,
+    candidate: str,
+    false_positive: float,
+    false_negative: float,
+    positive: str | None,
+    cohort_hours: float,
+    delay_hours: float,
+) -> None:
+    """Judge late LABELS (request_id, label; CSV or Parquet): does the candidate decide worse? Exit code 1: yes."""
+    costs = Costs(false_positive, false_negative, positive)
+    found = cohorts(log, labels_file, stable=stable, candidate=candidate, costs=costs, cohort_s=3600 * cohort_hours)
+    now_s = datetime.now(UTC).timestamp()
+    mature = list(mature_windows(found, METRIC, now_s, longest_delay_s=3600 * delay_hours))
+    state = start(POLICY)
+    for window in mature:
+        state = observe(state, window)
+    decision = decide(state, now_s)
+    click.echo("\n".join(told_labels(found, mature, decision)))
+    if decision.action is Action.ROLLBACK:
+        raise SystemExit(1)
+
+
+commands: Final[list[click.Command]] = [plan, explain, replay_command, aa, labels]
 
 
 def told(rollout: ModelRollout, now: datetime) -> list[str]:
@@ -186,6 +228,16 @@ def told_twins(found: Twins) -> list[str]:
         f"Smallest latency margin under which nothing speaks against the twin: {margin}.",
         f"Smallest score tolerance under which nothing speaks against the twin: {tolerance}.",
     ]
+
+
+def told_labels(found: list[Cohort], mature: list[Window], decision: Decision) -> list[str]:
+    lines = [f"Judged: {len(mature)} of {words.count(len(found), 'cohort')}; the others wait for labels."]
+    for name in ("stable", "candidate"):
+        arms = [getattr(window, name) for window in mature]
+        labelled, harm = sum(arm.requests for arm in arms), sum(arm.events[METRIC] for arm in arms)
+        cost = f"{harm / labelled:.2%} of the largest cost" if labelled else "nothing known"
+        lines.append(f"  {name:<9}  {labelled:>9,} decisions with a label, {cost} each")
+    return [*lines, words.sentence(decision.reason)]
 
 
 def _plan_and_judge(
