@@ -157,9 +157,7 @@ def test_offline_without_a_generator_is_worth_another_try(tmp_path: Path) -> Non
         resolve(config(CLOSED), config_path=tmp_path, cache=tmp_path, environ={})
 
 
-@pytest.mark.parametrize(
-    "address", ["file:///etc/passwd", "ftp://h/x"]
-)
+@pytest.mark.parametrize("address", ["file:///etc/passwd", "ftp://h/x"])
 def test_other_addresses_are_refused(tmp_path: Path, address: str) -> None:
     with pytest.raises(UserError, match="is not known"):
         resolve(config(address, synthetic="churn"), config_path=tmp_path, cache=tmp_path, environ={})
