@@ -48,7 +48,9 @@ def cohorts(log: Path, labels: Path, *, stable: str, candidate: str, costs: Cost
     Raises `UserError` for files that are something else, unknown revisions, and labels given twice.
     """
     rows = _counts(log, labels, (stable, candidate), costs, cohort_s)
-    by_arm = {(cohort, revision): Labels(*counts) for cohort, revision, *counts in rows}
+    by_arm = {
+        (cohort, revision): Labels(requests, labelled, harm) for cohort, revision, requests, labelled, harm in rows
+    }
     for revision in sorted({stable, candidate} - {revision for _, revision in by_arm}):
         raise UserError(f"Prediction log {log} has no request of {revision}; correct --stable or --candidate.")
     nothing = Labels(0, 0, 0.0)
@@ -85,7 +87,10 @@ def _counts(
             raise UserError(f"Labels {labels}: request {name}, row {place} has {times} labels; leave one.")
         connection.register("logged", logged)
         connection.register("given", given)
-        return connection.execute(_COUNTS, _arguments(revisions, costs, cohort_s)).fetchall()
+        counts: list[tuple[int, str, int, int, float]] = connection.execute(
+            _COUNTS, _arguments(revisions, costs, cohort_s)
+        ).fetchall()
+    return counts
 
 
 _COUNTS: Final = """
