@@ -96,7 +96,7 @@ lint: .venv/.ready-dev ## Style, types, import directions
 
 test: .venv/.ready-dev ## Lint and the whole test suite
 	@$(MAKE) lint
-	@$(BIN)/pytest -n 2 --dist loadgroup
+	@$(BIN)/pytest -n 2 --dist loadfile
 
 cluster-test: .venv/.ready-dev ## Whole rollouts and disturbances, on the current cluster
 	@$(BIN)/pytest -v -s --timeout 900 tests/cluster
