@@ -313,6 +313,18 @@ def test_a_foreign_change_stops_the_rollout_with_traffic_on_stable(
     assert (cluster.model(), cluster.fake.percent) == ({"v2"}, None)
 
 
+def test_a_label_that_comes_with_the_last_step_leaves_the_candidate_promoted() -> None:
+    """One more revision of the candidate's model has all traffic then; calling that rolled back would be wrong."""
+    cluster = Cluster(promoted(), rollout())
+    cluster.run(lambda status: status.traffic == 100)
+    for _ in range(20):
+        if cluster.fake.percent is None:
+            break
+        cluster.tick()
+    label(cluster)
+    assert (cluster.run().phase, cluster.model()) == (Phase.PROMOTED, {"v3"})
+
+
 def test_a_deleted_service_ends_the_rollout() -> None:
     cluster = Cluster(promoted(), rollout())
     cluster.run(in_stage(0))

@@ -153,7 +153,8 @@ def observe(
         return Observation(stable=stable, foreign_change=gone)
     asked = _holds(service.predictor, predictors.candidate)
     if asked and _promoting(status) and service.percent is None and service.settled:
-        return Observation(stable=Revision(service.rolled_out, ready=True))
+        # by its own name, also when somebody's label has made one more revision of the same model meanwhile
+        return Observation(stable=Revision(status.candidate_revision or service.rolled_out, ready=True))
     return Observation(
         stable=stable,
         candidate=_candidate(service, status, predictors, asked=asked),
