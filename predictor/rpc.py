@@ -112,7 +112,7 @@ class Servicer(pb_grpc.GRPCInferenceServiceServicer):
         except ClientError as error:
             status = error.status
             await context.abort(_CODES[status], str(error))
-        except Exception:
+        except Exception:  # a bug, whatever it is: gRPC would send the client its text; the log names the request
             logger.exception("request %s failed", request_id)
             await context.abort(grpc.StatusCode.INTERNAL, "The server failed; the request id names it in its log.")
         finally:

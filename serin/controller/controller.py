@@ -137,7 +137,7 @@ class Controller:
                 again_s: float | None = LONGEST_RETRY_S
                 try:
                     again_s = self.look(service)
-                except Exception:
+                except Exception:  # one service's trouble must not end the worker that looks at the others
                     _log.exception("%s/%s could not be looked at", *service)
                 self._metrics.lag.observe(time.monotonic() - since_s)
                 self._due.done(service)
