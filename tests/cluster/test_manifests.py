@@ -91,7 +91,7 @@ def has_prometheus_operator() -> bool:
 )
 def test_the_api_server_takes_the_manifests(name: str) -> None:
     if name == "monitoring" and not has_prometheus_operator():
-        # the API server cannot check objects whose definitions it does not have; their form is tests/golden's
+        # the API server cannot check objects whose definitions it does not have; test_monitoring checks their form
         pytest.skip("no Prometheus operator here")
     rendered = kubectl("kustomize", str(ROOT / "manifests" / name))
     # a dry run makes no namespace that later objects could be in

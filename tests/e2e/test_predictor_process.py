@@ -76,7 +76,7 @@ def not_loopback() -> str:
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
         try:
             probe.connect(("192.0.2.1", 9))  # sends nothing: asks the routing table for the own address
-        except OSError:  # without another address there is nothing that a server bound to loopback could be reached at
+        except OSError:  # without another address nobody could reach a server that is not on loopback
             pytest.skip("this machine has no address but loopback")
         return str(probe.getsockname()[0])
 
