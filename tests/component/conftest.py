@@ -1,24 +1,16 @@
 """An S3 server for the tests here."""
 
-import http.client
 from collections.abc import Iterator
 
 import pytest
-from moto.server import ThreadedMotoServer
+from s3_server import s3_server
 
 
 @pytest.fixture(scope="session")
 def server() -> Iterator[str]:
     """Address of an S3 server with one bucket, "bucket"."""
-    moto = ThreadedMotoServer("127.0.0.1", 0, verbose=False)
-    moto.start()
-    host, port = moto.get_host_and_port()
-    connection = http.client.HTTPConnection(host, port)
-    connection.request("PUT", "/bucket")
-    assert connection.getresponse().status == 200
-    connection.close()
-    yield f"http://{host}:{port}"
-    moto.stop()
+    with s3_server("bucket") as address:
+        yield address
 
 
 @pytest.fixture

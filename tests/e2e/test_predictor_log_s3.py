@@ -1,6 +1,5 @@
 """The prediction log on a real S3 server."""
 
-import http.client
 import http.server
 import tempfile
 import threading
@@ -12,9 +11,9 @@ import numpy as np
 import obstore
 import predictor_models as models
 import pytest
-from moto.server import ThreadedMotoServer
 from obstore.store import S3Store
 from predictor_process import DEADLINE_S, predict, running
+from s3_server import s3_server
 
 from predictor.columns import Layout, from_records
 from predictor.log import Entry, Fields, PredictionLog
@@ -29,15 +28,8 @@ HOUR_S = 3600.0
 @pytest.fixture(scope="module")
 def address() -> Iterator[str]:
     """Of an S3 server with one bucket, "logs"."""
-    server = ThreadedMotoServer("127.0.0.1", 0, verbose=False)
-    server.start()
-    host, port = server.get_host_and_port()
-    connection = http.client.HTTPConnection(host, port)
-    connection.request("PUT", "/logs")
-    assert connection.getresponse().status == 200
-    connection.close()
-    yield f"http://{host}:{port}"
-    server.stop()
+    with s3_server("logs") as address:
+        yield address
 
 
 @pytest.fixture(autouse=True)
