@@ -9,7 +9,7 @@ from typing import Any, Final
 from benchmarks.common import RESULTS, shown
 
 README: Final = Path(__file__).parents[1] / "README.md"
-BENCHMARKS: Final = ("pipeline", "rollout", "judge", "predictor")
+BENCHMARKS: Final = ("pipeline", "rollout", "judge", "predictor", "controller")
 _SECTION: Final = re.compile(r"(<!-- figures -->\n).*(<!-- /figures -->)", re.DOTALL)
 
 
