@@ -20,11 +20,11 @@ export MINIKUBE_PROFILE ?= serin
 BIN := .venv/bin
 UV := $(BIN)/uv
 
-.PHONY: help setup run cluster-run status down drill compile doctor cluster-up cluster-status cluster-down images load install lint test cluster-test clean bench-pipeline bench-rollout bench-judge bench-predictor bench-controller
+.PHONY: help setup run cluster-run status down drill compile doctor cluster-up cluster-status cluster-down images load install lint test cluster-test clean bench-pipeline bench-rollout bench-judge bench-predictor bench-controller bench-kfp
 
 help: ## This list
 	@awk 'BEGIN {FS = ":.*## "} /^[a-z-]+:.*## / {printf "  make %-16s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
-	@printf "  make %-16s %s\n" bench-NAME "Measure NAME: pipeline, rollout, judge, predictor or controller"
+	@printf "  make %-16s %s\n" bench-NAME "Measure NAME: pipeline, rollout, judge, predictor, controller or kfp"
 	@echo
 	@echo "  CONFIG=file   another data set        TRAFFIC=n|none   requests per second during a rollout"
 	@echo "  PLATFORM=embedded|kserve|kserve:NAMESPACE   where run releases        KFP_ENDPOINT=url   for cluster-run"
@@ -101,7 +101,7 @@ test: .venv/.ready-dev ## Lint and the whole test suite
 cluster-test: .venv/.ready-dev ## Whole rollouts and disturbances, on the current cluster
 	@$(BIN)/pytest -v -s --timeout 900 tests/cluster
 
-bench-pipeline bench-rollout bench-judge bench-predictor bench-controller: bench-%: .venv/.ready-dev
+bench-pipeline bench-rollout bench-judge bench-predictor bench-controller bench-kfp: bench-%: .venv/.ready-dev
 	@$(BIN)/python -m benchmarks.$*
 
 clean: ## Stop everything and delete .venv, .serin, .cache and runs

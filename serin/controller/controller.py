@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterator, Mapping
 from datetime import UTC, datetime
 from typing import Any, Final
 
-from prometheus_client import CollectorRegistry, Counter, Histogram
+from prometheus_client import CollectorRegistry, Counter, Histogram, ProcessCollector
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 
 from serin.controller.cache import Cache, Key
@@ -72,6 +72,7 @@ class Metrics:
     def __init__(self, api: Api, rollouts: Cache) -> None:
         self._api, self._rollouts = api, rollouts
         self.registry = CollectorRegistry()
+        ProcessCollector(registry=self.registry)
         self.looks = Histogram("serin_look_seconds", "Time of one look at a service.", registry=self.registry)
         self.lag = Histogram(
             "serin_reconcile_lag_seconds",
