@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from enum import StrEnum
+from itertools import pairwise
 from typing import Any, Final, Protocol
 from urllib.parse import quote
 
@@ -103,6 +104,7 @@ def _paths(namespace: str) -> dict[str, str]:
         "modelrollouts": f"/apis/{GROUP}/{VERSION}",
         "guard": "/apis/admissionregistration.k8s.io/v1/validatingadmissionpolicies/serin-guard",
         "runtime": f"/apis/serving.kserve.io/v1alpha1/clusterservingruntimes/{RUNTIME}",
+        "controller": f"/apis/apps/v1/namespaces/{CONTROLLER_NAMESPACE}/deployments/serin-controller",
         "lease": objects.lease(CONTROLLER_NAMESPACE, "serin-controller"),
         "namespace": f"/api/v1/namespaces/{namespace}",
         "accounts": f"/api/v1/namespaces/{namespace}/serviceaccounts",
@@ -172,7 +174,7 @@ def findings(reading: Reading, now: datetime) -> list[Finding]:
         _network(found["network"]),
         _ingress(found["kserve config"]),
         _gateways(found["gateways"]),
-        *(_stats(name, answer) for name, answer in reading.stats.items()),
+        *_counts(found["controller"], reading.stats),
         _there("ModelRollout", found["modelrollouts"], "kubectl apply --server-side -k manifests/crd"),
         _there("guard against changes by others", found["guard"], "kubectl apply -k manifests/guard"),
         _there(f"ClusterServingRuntime {RUNTIME}", found["runtime"], "kubectl apply -k manifests/runtime"),
@@ -290,6 +292,25 @@ def _gateways(answer: Answer) -> Finding:
     if not running:
         return _fix(what, f"no pod {where.pods} runs in {where.namespace}; {_INSTALL}.")
     return _ok(what, ", ".join(running))
+
+
+def _counts(controller: Answer, stats: Mapping[str, Answer]) -> list[Finding]:
+    """Counts come from the gateway's pods, or from the Prometheus the controller was started with."""
+    gateway = [_stats(name, answer) for name, answer in stats.items()]
+    if isinstance(controller, Refused):
+        return [*gateway, _unread("source of counts", controller)]
+    url = _prometheus(controller) if isinstance(controller, Mapping) else None
+    if url is None:
+        return gateway
+    return [
+        _ok("source of counts", f"the controller asks Prometheus at {url}; a rollout that it cannot watch says why")
+    ]
+
+
+def _prometheus(controller: Mapping[str, Any]) -> str | None:
+    arguments: list[str] = controller["spec"]["template"]["spec"]["containers"][0].get("args", [])
+    words = [word for argument in arguments for word in argument.split("=", 1)]
+    return next((url for name, url in pairwise(words) if name == "--prometheus"), None)
 
 
 def _stats(pod: str, answer: Answer) -> Finding:

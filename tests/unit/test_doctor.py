@@ -40,6 +40,7 @@ ANSWERS: dict[str, Any] = {
     "modelrollouts": {"resources": []},
     "guard": {},
     "runtime": {},
+    "controller": deployment("serin/controller:1"),
     "lease": {"spec": {"holderIdentity": "serin-1", "renewTime": "2026-11-23T09:29:58.000000Z"}},
     "namespace": {},
     "accounts": {"items": [{"metadata": {"name": "default"}, "secrets": [{"name": "s3"}]}]},
@@ -122,6 +123,16 @@ def test_what_is_missing_is_named_with_its_fix(name: str) -> None:
 def test_what_may_not_be_read_is_no_failure(name: str) -> None:
     found = worst(findings(with_answer(name, Refused("jane may not")), NOW))
     assert [each.verdict for each in found] == [Verdict.UNKNOWN]
+
+
+@pytest.mark.parametrize("arguments", [["--prometheus=http://there:9090"], ["--prometheus", "http://there:9090"]])
+def test_counts_from_prometheus_are_not_looked_for_at_the_gateway(arguments: list[str]) -> None:
+    controller = deployment("serin/controller:1")
+    controller["spec"]["template"]["spec"]["containers"][0]["args"] = ["--host=0.0.0.0", *arguments]
+    found = findings(reading(stats={POD: None}, answers={**ANSWERS, "controller": controller}), NOW)
+    assert worst(found) == []
+    assert any("asks Prometheus at http://there:9090;" in each.told for each in found)
+    assert worst(findings(reading(stats={POD: None}), NOW))[0].what == "counters of the gateway"
 
 
 def test_a_deployment_that_is_not_ready() -> None:
