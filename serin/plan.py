@@ -13,6 +13,12 @@ class Document(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", alias_generator=to_camel, populate_by_name=True)
 
 
+class Stored(Document):
+    """Part of a status. What another version of serin added to it is passed over."""
+
+    model_config = ConfigDict(extra="ignore")
+
+
 class OnInconclusive(StrEnum):
     HOLD = "hold"
     ROLLBACK = "rollback"

@@ -8,7 +8,7 @@ from pydantic import Field, ValidationError, model_validator
 
 from serin.errors import UserError
 from serin.judge import JudgeSpec
-from serin.plan import PROFILES, Document, Plan
+from serin.plan import PROFILES, Document, Plan, Stored
 
 NAME: Final = r"^[a-z]([-a-z0-9]*[a-z0-9])?$"
 """What KServe's webhook accepts as a name."""
@@ -103,7 +103,7 @@ class Spec(Document):
         return self.plan or PROFILES[self.profile or "balanced"]
 
 
-class Check(Document):
+class Check(Stored):
     """One check at 0 % traffic: what was measured, against what bound."""
 
     name: str
@@ -111,19 +111,19 @@ class Check(Document):
     detail: str
 
 
-class Requests(Document):
+class Requests(Stored):
     stable: int = 0
     candidate: int = 0
 
 
-class Ratio(Document):
+class Ratio(Stored):
     """Anytime confidence sequence of candidate / stable; None while unknown."""
 
     low: float | None = None
     high: float | None = None
 
 
-class MetricEvidence(Document):
+class MetricEvidence(Stored):
     metric: str
     log10_e: float = Field(alias="log10E")
     safe: bool
@@ -131,7 +131,7 @@ class MetricEvidence(Document):
     requests: Requests
 
 
-class HistoryEntry(Document):
+class HistoryEntry(Stored):
     at: datetime
     phase: Phase
     stage: int | None
@@ -139,7 +139,7 @@ class HistoryEntry(Document):
     reason: str
 
 
-class Status(Document):
+class Status(Stored):
     """`stage` is the index of the plan's stage, len(stages) in the bake, None before any traffic.
 
     `traffic` is the candidate's wanted percent; `stage_requests` are the answers while it was in force in this stage,

@@ -161,9 +161,14 @@ class Controller:
                 self._forget(document["metadata"]["uid"])
                 continue
             try:
-                unfinished.append((objects.rollout(document), document))
+                rollout = objects.rollout(document)
+                memory(rollout.status)
+                unfinished.append((rollout, document))
             except UserError as error:
-                done &= self._guarded(document, self._refuse, document, error)
+                if phase_of(document) is Phase.PENDING:
+                    done &= self._guarded(document, self._refuse, document, error)
+                else:
+                    unfinished.append((objects.going_back(document, str(error), datetime.now(UTC)), document))
         if not unfinished:
             self._in_flight.discard(service)
             self._failures.pop(service, None)
@@ -271,11 +276,12 @@ class Controller:
             document = self._finalizers(document, [objects.FINALIZER])
         now = datetime.now(UTC)
         status, actions = step(rollout, seen, now)
-        if self._worth_storing(uid, rollout.status, status):
+        moved = (status.phase, status.stage) != (phase_of(document), document.get("status", {}).get("stage"))
+        if moved or self._worth_storing(uid, rollout.status, status):
             stored = self._store(rollout, document, status, now)
             self._stored_s[uid] = time.monotonic()
-            if (status.phase, status.stage) != (rollout.status.phase, rollout.status.stage):
-                self._tell(stored, rollout.status, status)
+            if moved:
+                self._tell(stored, status)
         for action in actions:
             self._act(uid, rollout.model_copy(update={"status": status}), service, action)
 
@@ -295,7 +301,7 @@ class Controller:
         self._rollouts.put(stored)
         return stored
 
-    def _tell(self, document: dict[str, Any], before: Status, after: Status) -> None:
+    def _tell(self, document: dict[str, Any], after: Status) -> None:
         _log.info(
             "%s: %s at %d %%: %s",
             document["metadata"]["name"],

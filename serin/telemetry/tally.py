@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from pydantic import Field
 
-from serin.plan import Document
+from serin.plan import Stored
 from serin.telemetry.windows import Counters
 
 Series = Mapping[str, Mapping[int, int]]
@@ -25,7 +25,7 @@ class Counts:
     active: Mapping[str, int] | None = None
 
 
-class Tally(Document):
+class Tally(Stored):
     """What was counted since the first look. `seen` are the counts as last read, by the process that keeps them."""
 
     seen: Mapping[str, Series] = Field(default_factory=dict)

@@ -2,8 +2,10 @@
 
 import io
 import json
+import os
 import shutil
 import subprocess
+import sys
 import tarfile
 import time
 from collections import Counter
@@ -32,10 +34,17 @@ QUICK: Final = {
 }
 LENIENT: Final = {"latency": {"toleranceMs": 100}, "scores": {"expected": "different"}}
 """The machine of a test cluster is shared with everything else, so that its latency says little."""
+NO_CHECKS: Final = {**QUICK, "checks": "none"}
+STRICTER: Final = {**LENIENT, "latency": {"toleranceMs": 20}}
 
 
 class Missing(Exception):
     """A wait was over before what it waited for came."""
+
+
+def fault(what: str) -> dict[str, Any]:
+    """Of a candidate: the predictor with a fault, see `predictor.drill`."""
+    return {"runtime": "drill", "env": [{"name": "SERIN_FAULT", "value": what}]}
 
 
 def kubectl(*arguments: str, given: str | bytes | None = None, check: bool = True) -> str:
@@ -250,3 +259,17 @@ def pod_document(name: str, image: str, command: Sequence[str], claim: str | Non
             "volumes": volumes,
         },
     }
+
+
+def plugin(cluster: Cluster, *arguments: str, kubeconfig: Path | None = None) -> tuple[int, str]:
+    """As a user types it: kubectl finds the plugin on the PATH."""
+    path = os.pathsep.join((str(Path(sys.executable).parent), str(Path(KUBECTL).parent), os.environ["PATH"]))
+    extra = {"KUBECONFIG": str(kubeconfig)} if kubeconfig else {}
+    done = subprocess.run(
+        [KUBECTL, "serin", *arguments, "-n", cluster.namespace],
+        env={**os.environ, "PATH": path, **extra}, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    cluster.tell(f"$ kubectl serin {' '.join(arguments)}")
+    for line in (done.stdout + done.stderr).splitlines():
+        cluster.tell(f"  {line}")
+    return done.returncode, done.stdout + done.stderr

@@ -1,31 +1,12 @@
 """`kubectl serin` on the cluster: looking, steering, and being refused."""
 
-import os
 import re
 import shlex
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
-from cluster import KUBECTL, Cluster, kubectl
-
-BIN = Path(sys.executable).parent
-
-
-def plugin(cluster: Cluster, *arguments: str, kubeconfig: Path | None = None) -> tuple[int, str]:
-    """As a user types it: kubectl finds the plugin on the PATH."""
-    path = os.pathsep.join((str(BIN), str(Path(KUBECTL).parent), os.environ["PATH"]))
-    extra = {"KUBECONFIG": str(kubeconfig)} if kubeconfig else {}
-    done = subprocess.run(
-        [KUBECTL, "serin", *arguments, "-n", cluster.namespace],
-        env={**os.environ, "PATH": path, **extra}, capture_output=True, text=True, check=False,
-    )  # fmt: skip
-    cluster.tell(f"$ kubectl serin {' '.join(arguments)}")
-    for line in (done.stdout + done.stderr).splitlines():
-        cluster.tell(f"  {line}")
-    return done.returncode, done.stdout + done.stderr
+from cluster import Cluster, kubectl, plugin
 
 
 def test_doctor_finds_nothing_missing(released: Cluster) -> None:

@@ -4,15 +4,9 @@ import json
 
 import pytest
 
-from cluster import LENIENT, QUICK, SERVICE, Cluster
+from cluster import NO_CHECKS, QUICK, SERVICE, STRICTER, Cluster, fault
 
-NO_CHECKS = {**QUICK, "checks": "none"}
-STRICTER = {**LENIENT, "latency": {"toleranceMs": 20}}
 SHORT_START = {**QUICK, "startSeconds": 30}
-
-
-def fault(what: str) -> dict:
-    return {"runtime": "drill", "env": [{"name": "SERIN_FAULT", "value": what}]}
 
 
 def test_the_first_model_goes_live_without_a_baseline(released: Cluster) -> None:
@@ -90,7 +84,7 @@ def test_slower_answers_are_found_by_the_predictors_own_histograms(released: Clu
             "v3",
             candidate=fault("latency"),
             plan=NO_CHECKS,
-            judge={**LENIENT, "latency": {"toleranceMs": 20}},
+            judge=STRICTER,
         )
         status = released.ended("slow")
     released.tell(f"  {answers().words()}")

@@ -255,6 +255,42 @@ def test_a_spec_that_cannot_be_fails_and_touches_nothing(world: World) -> None:
     assert world.fake.version == version
 
 
+@pytest.mark.parametrize("unreadable", ["spec", "status", "platform"])
+@pytest.mark.parametrize("phase", ["Dark", "Progressing", "Baking"])
+def test_a_rollout_under_way_that_this_version_cannot_read_goes_back(
+    world: World, phase: str, unreadable: str
+) -> None:
+    world.api.add(SPEC)
+    world.until(phase)
+    document = world.api.objects[PATH]
+    match unreadable:
+        case "spec":
+            document["spec"]["judge"] = {"newerOption": 1}
+        case "status":
+            document["status"]["history"] = [{"newer": "shape"}]
+        case "platform":
+            document["status"]["platform"]["measured"] = {"newer": "shape"}
+    world.round()
+    assert world.status()["phase"] == "RollingBack"
+    assert world.api.events[-1][0] == "RollingBack"
+    status = world.until("RolledBack", "Failed")
+    assert status["phase"] == "RolledBack"
+    assert status["reason"].startswith("stopped: this version of serin cannot read the rollout")
+    assert {world.fake.models[name] for name in world.fake.settle().traffic()} == {"v2"}
+    assert world.fake.percent is None
+
+
+@pytest.mark.parametrize("phase", ["Dark", "Progressing", "Baking"])
+def test_what_another_version_added_to_the_status_is_passed_over(world: World, phase: str) -> None:
+    world.api.add(SPEC)
+    world.until(phase)
+    status = world.api.objects[PATH]["status"]
+    platform = status["platform"]
+    for part in (status, status["requests"], status["history"][0], platform, platform["predictors"]):
+        part["newer"] = 1
+    assert world.until("Promoted", "RolledBack", "Failed")["phase"] == "Promoted"
+
+
 def test_a_stale_view_is_refused_and_looked_at_again(world: World) -> None:
     world.api.add(SPEC)
     world.until("Progressing")

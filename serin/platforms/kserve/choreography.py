@@ -19,7 +19,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Final
 
-from serin.plan import Document
+from serin.plan import Stored
 from serin.platforms.kserve.service import AUTO_UPDATE, KNATIVE_MODES, PERCENT, TAG_ROUTING, Service
 from serin.reconcile import Action, CreateCandidate, Discard, Observation, Promote, Revision, RunChecks, SetSplit
 from serin.rollout import Candidate, Phase, Status
@@ -29,7 +29,7 @@ DIGEST: Final = "SERIN_MODEL_DIGEST"
 """With it in its environment serin's predictor serves no other model."""
 
 
-class Predictors(Document):
+class Predictors(Stored):
     """`spec.predictor`, without P, before the rollout (None: its first model) and with its candidate. Written to
     the rollout's status before the first patch: it is the way back."""
 

@@ -8,7 +8,7 @@ from typing import Final
 from pydantic import Field
 
 from serin.judge.window import ArmCounts, Window
-from serin.plan import Document
+from serin.plan import Stored
 from serin.platforms.kserve.service import Service
 from serin.rollout import Status
 from serin.telemetry.tally import Counts, Tally, add, counters
@@ -22,7 +22,7 @@ PROBES: Final = 20
 """No more than this many probes of a revision follow a change."""
 
 
-class Measured(Document):
+class Measured(Stored):
     """One look at the counts. `percent` is the candidate's in the traffic rows, `in_force_since_s` since when that is
     also what the service asks for; None while a change is under way. `old`: as many answers of each revision may
     still be to requests that were split by an earlier percent."""

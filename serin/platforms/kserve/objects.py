@@ -8,7 +8,6 @@ from serin.rollout import ModelRollout, Phase, Status, parse
 
 FINALIZER: Final = f"{GROUP}/traffic"
 """Keeps a deleted ModelRollout until its traffic is back with stable."""
-_STATUS_FIELDS: Final = {field.alias for field in Status.model_fields.values()}
 
 
 def rollouts(namespace: str | None = None, name: str = "") -> str:
@@ -48,18 +47,30 @@ def rollout(document: dict[str, Any]) -> ModelRollout:
     spec = dict(document["spec"])
     if "deletionTimestamp" in metadata:
         spec["abort"] = True
-    status = {key: value for key, value in document.get("status", {}).items() if key in _STATUS_FIELDS}
-    return parse(
-        {
-            "metadata": {
-                "name": metadata["name"],
-                "namespace": metadata["namespace"],
-                "creationTimestamp": metadata["creationTimestamp"],
-            },
-            "spec": spec,
-            "status": status,
-        }
-    )
+    return _parsed(metadata, spec, document.get("status", {}))
+
+
+def going_back(document: dict[str, Any], why: str, now: datetime) -> ModelRollout:
+    """A rollout under way that cannot be read, for `why`, on its way back: what that takes every version keeps."""
+    before = document["status"]
+    kept = {name: before[name] for name in ("stage", "stableRevision", "candidateRevision", "startedAt")
+            if name in before}  # fmt: skip
+    reason = f"stopped: this version of serin cannot read the rollout ({why})"
+    began = {"phase": Phase.ROLLING_BACK, "stage": kept.get("stage"), "traffic": 0, "reason": reason}
+    status = {
+        **kept,
+        **began,
+        "enteredAt": now,
+        "platform": {"predictors": (before.get("platform") or {}).get("predictors")},
+        "history": [{"at": now, **began}],
+    }
+    spec = {"service": document["spec"]["service"], "candidate": {"storageUri": ""}}
+    return _parsed(document["metadata"], spec, status)
+
+
+def _parsed(metadata: dict[str, Any], spec: dict[str, Any], status: dict[str, Any]) -> ModelRollout:
+    known = {name: metadata[name] for name in ("name", "namespace", "creationTimestamp")}
+    return parse({"metadata": known, "spec": spec, "status": status})
 
 
 def with_status(document: dict[str, Any], status: Status, now: datetime) -> dict[str, Any]:

@@ -4,8 +4,11 @@ import dataclasses
 from datetime import datetime
 from typing import Final
 
+from pydantic import ValidationError
+
+from serin.errors import UserError
 from serin.judge.window import Window
-from serin.plan import Document
+from serin.plan import Stored
 from serin.platforms.kserve import choreography
 from serin.platforms.kserve.choreography import Predictors
 from serin.platforms.kserve.measure import Measured, measure
@@ -18,7 +21,7 @@ BLIND_S: Final = 60.0
 """A candidate that nobody can watch loses its traffic after this time."""
 
 
-class Memory(Document):
+class Memory(Stored):
     """What the platform keeps in `status.platform`."""
 
     predictors: Predictors | None = None
@@ -39,7 +42,13 @@ class Seen:
 
 
 def memory(status: Status) -> Memory:
-    return Memory.model_validate(status.platform or {})
+    """Raises `UserError` when another version of serin wrote it in a way that this one cannot read."""
+    try:
+        return Memory.model_validate(status.platform or {})
+    except ValidationError as error:
+        first = error.errors()[0]
+        field = ".".join(str(part) for part in first["loc"])
+        raise UserError(f"ModelRollout: status.platform.{field}: {first['msg']}.") from error
 
 
 def step(rollout: ModelRollout, seen: Seen, now: datetime) -> tuple[Status, tuple[Action, ...]]:
