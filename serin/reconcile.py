@@ -212,7 +212,10 @@ def _stop_reason(spec: Spec, status: Status, seen: Observation, decision: Decisi
     if seen.foreign_change is not None:
         return f"stopped: {seen.foreign_change}"
     if status.policy_hash != judge.policy_for(spec.effective_plan, spec.judge).hash():
-        return "stopped: plan or judge was changed after the start; create a new rollout instead"
+        return (
+            "stopped: plan or judge was changed after the start, by an edit or by a new version's profile; "
+            "create a new rollout instead"
+        )
     if seen.candidate is not None and seen.candidate.failure is not None:
         return f"candidate cannot serve: {seen.candidate.failure}"
     if seen.candidate is not None and seen.candidate.restarts > MAX_RESTARTS:

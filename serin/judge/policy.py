@@ -143,8 +143,9 @@ class Policy(JudgeSpec):
     stages: Annotated[tuple[StagePolicy, ...], Field(min_length=1)] = tuple(_stages(PROFILES["fast"]))
 
     def hash(self) -> str:
-        """Names this policy: frozen in the rollout's status when it starts."""
-        return "sha256:" + hashlib.sha256(self.model_dump_json().encode()).hexdigest()
+        """Names what was asked for: frozen in the rollout's status when it starts. Defaults are left out: another
+        version may have other ones, and the judge keeps to those in its state."""
+        return "sha256:" + hashlib.sha256(self.model_dump_json(exclude_defaults=True).encode()).hexdigest()
 
 
 def policy_for(plan: Plan, judge: JudgeSpec) -> Policy:

@@ -74,12 +74,23 @@ def load(document: dict[str, Any]) -> State:
     if document.get("version") != VERSION:
         found = document.get("version")
         raise UserError(f"The judge's state has version {found}, this serin reads {VERSION}; start a new rollout.")
+    try:
+        return _loaded(document)
+    except (KeyError, TypeError, ValueError) as error:  # pydantic's errors are of the last kind
+        raise UserError("The judge's state is from another version of serin; start a new rollout.") from error
+
+
+def _loaded(document: dict[str, Any]) -> State:
     policy = Policy.model_validate(document["policy"])
     latencies, score_values = Reference.load(document["latency"]), Reference.load(document["score"])
     margin = stage_policy(policy, document["stage"]).margin
+    book = Book.of(policy, margin, latencies, score_values)
+    shapes = np.shape(document["harm"]), np.shape(document["stage_counts"]), np.shape(document["silent"])
+    if shapes != (book.harm.prior.shape, (2, book.categories.count), (2,)):
+        raise ValueError("bets or categories are others")
     return State(
         policy=policy,
-        book=Book.of(policy, margin, latencies, score_values),
+        book=book,
         last_id=document["last_id"],
         stage=document["stage"],
         stage_start_s=document["stage_start_s"],

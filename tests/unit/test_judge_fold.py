@@ -94,6 +94,30 @@ def test_a_document_of_another_version_is_refused_in_one_sentence() -> None:
         load({**start(Policy()).dump(), "version": 99})
 
 
+def test_a_document_whose_parts_do_not_fit_this_version_is_refused_in_one_sentence() -> None:
+    whole = start(Policy()).dump()
+    for part in (
+        {"policy": {**whole["policy"], "newer": 1}},
+        {"harm": [*whole["harm"], 0.1]},
+        {"stage_counts": [[0.0], [0.0]]},
+        {"silent": None},
+    ):
+        with pytest.raises(UserError, match=r"^The judge's state is from another version of serin; start a new"):
+            load({**whole, **part})
+    del whole["cash"]
+    with pytest.raises(UserError, match="another version"):
+        load(whole)
+
+
+def test_a_version_that_adds_an_option_or_moves_a_default_is_no_change_of_the_policy() -> None:
+    class Newer(Policy):
+        novelty: float = 1.0
+        doubt: float = 0.25
+
+    assert Newer(alpha=0.02).hash() == Policy(alpha=0.02).hash()
+    assert len({Policy().hash(), Policy(alpha=0.02).hash(), Newer(novelty=2.0).hash(), Newer(doubt=0.3).hash()}) == 4
+
+
 @pytest.mark.parametrize("share", [0.05, 0.5, 0.99])
 @pytest.mark.parametrize(("candidate", "both"), [(0, 0), (0, 7), (3, 5), (9, 9)])
 @pytest.mark.parametrize(("risk", "rho"), [(2.0, 1.05), (100.0, 1.0), (0.2, 5.0)])
