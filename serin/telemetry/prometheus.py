@@ -250,7 +250,7 @@ class PrometheusTelemetry:
     def counts(self, namespace: str, stable: str, candidate: str) -> Counts | None:
         """None while there are none."""
         rollout = (namespace, stable, candidate)
-        now_s = time.time()
+        now_s = time.monotonic()
         with self._lock:
             self._last = {each: told for each, told in self._last.items() if now_s - told[0] < ASK_AGAIN_S}
             if rollout in self._last:
@@ -263,14 +263,14 @@ class PrometheusTelemetry:
     def problem(self, namespace: str, stable: str) -> str | None:
         """Why the revision could not be watched, and the fix; None when it could."""
         asked_s, told = self._problems.get((namespace, stable), (-math.inf, ""))
-        if time.time() - asked_s < ASK_AGAIN_S:
+        if time.monotonic() - asked_s < ASK_AGAIN_S:
             return told
         found = self._choose(namespace, stable)
         if isinstance(found, Names):
             self._problems.pop((namespace, stable), None)
             return None
         told = f"Prometheus at {self._url}: {found}"
-        self._problems[namespace, stable] = time.time(), told
+        self._problems[namespace, stable] = time.monotonic(), told
         return told
 
     def _counts(self, namespace: str, stable: str, candidate: str) -> Counts | None:

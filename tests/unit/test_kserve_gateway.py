@@ -81,6 +81,17 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> list[float]:
     return now
 
 
+def test_a_clock_set_back_does_not_keep_old_counts(
+    world: "World", clock: list[float], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    world.counts()
+    world.stats = line("churn-1", 95)
+    clock[0] += SCRAPE_S + 0.1
+    monkeypatch.setattr(module.time, "time", lambda: 10.0)
+    found = world.counts()
+    assert (found.at_s, found.read["uid-kourier-1"]["churn-1 codes"]) == (10, {200: 95})
+
+
 @pytest.fixture
 def world(monkeypatch: pytest.MonkeyPatch, clock: list[float]) -> Iterator[World]:
     found = World()

@@ -109,6 +109,22 @@ def test_nothing_new_is_no_window() -> None:
     assert measure(before, service(20), STATUS, Counts(1.0, codes(5, 5)), 2.0) == (before, None)
 
 
+def test_a_clock_set_back_blinds_nobody() -> None:
+    """An hour back, as when another controller takes over on a node whose clock is late."""
+    steps = [(float(k), service(20), codes(80 * k, 20 * k)) for k in range(10, 14)]
+    windows = looks(*steps, *((at_s - 3600 + 4, seen, codes(80 * k, 20 * k)) for k, (at_s, seen, _) in
+                              enumerate(steps, start=14)))  # fmt: skip
+    counted = [(window.stable.requests, window.share) for window in windows[1:] if window is not None]
+    assert len(counted) == len(windows) - 1
+    assert [share for _, share in counted] == [0.2, 0.2, 0.2, None, 0.2, 0.2, 0.2]
+    assert counted[3][0] == 80
+
+
+def test_a_source_that_tells_older_counts_for_a_moment_is_not_believed() -> None:
+    before, _ = measure(None, service(20), STATUS, Counts(20.0, codes(90, 10)), 20.0)
+    assert measure(before, service(20), STATUS, Counts(5.0, codes(5, 5)), 21.0) == (before, None)
+
+
 def test_errors_count_while_probes_are_about() -> None:
     *_, window = looks(
         (0, service(5), codes(0, 0)),

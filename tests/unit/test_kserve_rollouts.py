@@ -342,6 +342,23 @@ def test_nobody_watching_is_a_reason_to_go_back() -> None:
     assert "counters could not be read" in status.reason
 
 
+def test_a_clock_set_back_hides_nobody_who_does_not_watch() -> None:
+    cluster = Cluster(promoted(), rollout())
+    cluster.run(in_stage(1))
+    cluster.blind = True
+    cluster.now -= timedelta(hours=1)
+    assert "counters could not be read" in cluster.run(ticks=40).reason
+
+
+def test_a_clock_set_back_ends_no_rollout() -> None:
+    cluster = Cluster(promoted(), rollout())
+    cluster.run(in_stage(1))
+    cluster.now -= timedelta(minutes=3)
+    cluster.run(in_stage(2))
+    cluster.now += timedelta(minutes=3)
+    assert cluster.run().phase is Phase.PROMOTED
+
+
 def test_blind_from_the_start_nothing_begins() -> None:
     cluster = Cluster(promoted(), rollout(), blind=True)
     cluster.tick()

@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 from serin.histograms import LATENCY_EDGES_S, bucket
 from serin.telemetry import prometheus as module
 from serin.telemetry.prometheus import (
+    ASK_AGAIN_S,
     KNOWN,
     MAX_AGE_S,
     Answers,
@@ -282,3 +283,14 @@ def test_nobody_there_is_told_and_is_no_count() -> None:
     telemetry = PrometheusTelemetry("http://127.0.0.1:9", timeout_s=1)
     assert "does not answer" in (telemetry.problem("serving", "churn-1") or "")
     assert telemetry.counts("serving", "churn-1", "churn-2") is None
+
+
+def test_a_clock_set_back_does_not_keep_old_counts(server: Prometheus, monkeypatch: pytest.MonkeyPatch) -> None:
+    telemetry = PrometheusTelemetry(server.url)
+    server.hold(answers(OLD))
+    telemetry.counts("serving", "churn-1", "churn-2")
+    asked, later_s = len(server.asked), module.time.monotonic() + ASK_AGAIN_S + 1
+    monkeypatch.setattr(module.time, "monotonic", lambda: later_s)
+    monkeypatch.setattr(module.time, "time", lambda: NOW_S - 3600)
+    telemetry.counts("serving", "churn-1", "churn-2")
+    assert len(server.asked) > asked

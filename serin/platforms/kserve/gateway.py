@@ -66,7 +66,8 @@ class EnvoyTelemetry:
         self._http = urllib3.PoolManager(timeout=urllib3.Timeout(connect=1, read=2), retries=False, maxsize=16)
         self._lock = threading.Lock()
         self._stats: dict[str, envoy.GatewayStats] | None = None
-        self._read_s = -math.inf
+        self._read_s = 0.0
+        self._asked_s = -math.inf
         self._silent: dict[str, float] = {}
 
     def counts(self, namespace: str, stable: str, candidate: str) -> Counts | None:
@@ -91,8 +92,8 @@ class EnvoyTelemetry:
     def _scraped(self) -> tuple[float, Mapping[str, envoy.GatewayStats] | None]:
         """What all gateways count and since when that is true, one answer for all who ask at about the same time."""
         with self._lock:
-            if time.time() - self._read_s > SCRAPE_S:
-                self._read_s = time.time()
+            if time.monotonic() - self._asked_s > SCRAPE_S:
+                self._read_s, self._asked_s = time.time(), time.monotonic()
                 self._stats = self._scrape()
             return self._read_s, self._stats
 

@@ -18,6 +18,9 @@ BEFORE: Final = -1
 """The stage of what was counted before the first split was in force."""
 SETTLE_S: Final = 8.0
 """Knative probes a route for up to 5 s after every change, and Kourier counts the probes as answers."""
+SET_BACK_S: Final = 60.0
+"""Counts that are older than the last ones by this much are new: the clock was set back, or another controller with
+another clock took over. Those that are older by less are a source's second answer to the same question."""
 PROBES: Final = 20
 """No more than this many probes of a revision follow a change."""
 
@@ -61,12 +64,13 @@ def measure(
     its ends and every answer in it was to a request this split had routed; what is counted while it changes belongs
     to the stage before.
     """
-    if before is not None and counts.at_s <= before.at_s:
+    if before is not None and before.at_s - SET_BACK_S < counts.at_s <= before.at_s:
         return before, None
     stable, candidate = status.stable_revision or "", status.candidate_revision or ""
     percent = service.share(candidate)
     confirmed = service.percent == percent and service.share(stable) == 100 - percent
-    since_s = before.in_force_since_s if before is not None and before.percent == percent else None
+    on_time = before is not None and before.at_s < counts.at_s
+    since_s = before.in_force_since_s if before is not None and on_time and before.percent == percent else None
     since_s = now_s if since_s is None else since_s
     tally = add(before.tally if before is not None else Tally(), counts.read)
     after = Measured(

@@ -106,5 +106,5 @@ def _blind(status: Status, measured: Measured | None, now: datetime) -> str | No
     if status.stage is None or status.traffic in (0, 100) or status.entered_at is None:
         return None
     last_s = measured.at_s if measured is not None else status.entered_at.timestamp()
-    blind_s = now.timestamp() - last_s
+    blind_s = abs(now.timestamp() - last_s)  # a clock that was set back is no excuse
     return f"the counters could not be read for {blind_s:.0f} s" if blind_s > BLIND_S else None
