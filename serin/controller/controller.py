@@ -13,6 +13,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from datetime import UTC, datetime
+from enum import StrEnum
 from typing import Any, Final
 
 from prometheus_client import CollectorRegistry, Counter, Histogram, ProcessCollector
@@ -66,6 +67,16 @@ def phase_of(document: dict[str, Any]) -> Phase:
     return Phase(document.get("status", {}).get("phase", Phase.PENDING))
 
 
+class Failure(StrEnum):
+    """Why a look failed."""
+
+    CONFLICT = "conflict"
+    UNAVAILABLE = "unavailable"
+    PASSING = "passing"
+    REFUSED = "refused"
+    BUG = "bug"
+
+
 class Metrics:
     """`collect` gives what is only counted when somebody asks."""
 
@@ -81,13 +92,16 @@ class Metrics:
             registry=self.registry,
         )
         self.errors = Counter("serin_look_errors", "Looks that failed.", ["kind"], registry=self.registry)
+        for kind in Failure:  # an alert on an increase does not see the first value of a series
+            self.errors.labels(kind)
         self.registry.register(self)
 
     def collect(self) -> Iterator[Metric]:
-        phases = dict.fromkeys(Phase, 0)
-        for document in self._rollouts.documents():
-            phases[phase_of(document)] += 1
         rollouts = GaugeMetricFamily("serin_rollouts", "ModelRollouts by phase.", labels=["phase"])
+        # none yet is not the same as 0: the alert on rollbacks looks at the difference
+        phases = dict.fromkeys(Phase, 0) if self._rollouts.filled.is_set() else {}
+        for document in self._rollouts.documents() if phases else []:
+            phases[phase_of(document)] += 1
         for phase, count in phases.items():
             rollouts.add_metric([phase], count)
         yield rollouts
@@ -199,25 +213,25 @@ class Controller:
         try:
             self._step(rollout, document, waits_for, superseded_by)
         except Conflict as error:
-            self._metrics.errors.labels("conflict").inc()
+            self._metrics.errors.labels(Failure.CONFLICT).inc()
             _log.info("%s; looking again", error)
             self._guarded(document, self._read_again, *rollout_of(document))
             return TICK_S
         except Unavailable as error:
-            self._metrics.errors.labels("unavailable").inc()
+            self._metrics.errors.labels(Failure.UNAVAILABLE).inc()
             return error.delay_s
         except TryAgain as error:
-            self._metrics.errors.labels("passing").inc()
+            self._metrics.errors.labels(Failure.PASSING).inc()
             self._say(document, str(error))
             return error.delay_s
         except UserError as error:
-            self._metrics.errors.labels("refused").inc()
+            self._metrics.errors.labels(Failure.REFUSED).inc()
             if self._say(document, str(error)):
                 self._guarded(document, self._event, document, "Warning", "Refused", str(error))
             return TICK_S
         except Exception as error:
             # one broken rollout must neither stop the others nor leave users with a candidate nobody watches
-            self._metrics.errors.labels("bug").inc()
+            self._metrics.errors.labels(Failure.BUG).inc()
             _log.exception("%s could not be reconciled", rollout.metadata.name)
             self._guarded(document, self._give_up, rollout, document, error)
             return TICK_S
