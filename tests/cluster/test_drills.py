@@ -11,6 +11,7 @@ from cluster import QUICK, SERVICE, SYSTEM, Answers, Cluster, kubectl, wait
 LONG = {**QUICK, "stages": [{"traffic": 20, "minSeconds": 600, "margin": 3}]}
 ONE_STAGE = {**QUICK, "stages": [{"traffic": 20, "minSeconds": 8, "margin": 9}]}
 FORTY_SECONDS = {**QUICK, "stages": [{"traffic": 20, "minSeconds": 40, "margin": 9}]}
+CONTROLLER = "app.kubernetes.io/name=serin-controller"
 PHASES = ("Dark", "Checking", "Progressing", "Baking")
 
 
@@ -36,7 +37,8 @@ def test_a_controller_killed_in_every_phase(released: Cluster, controller_image:
         for phase in PHASES:
             status = released.until("killed", phase, "Promoted")
             if status["phase"] == phase:
-                kubectl("-n", SYSTEM, "delete", "pod", "-l", "app=serin-controller", "--grace-period=0", "--force")
+                killed = kubectl("-n", SYSTEM, "delete", "pod", "-l", CONTROLLER, "--grace-period=0", "--force")
+                assert "deleted" in killed
                 released.tell(f"  controller killed in {phase}")
         status = released.ended("killed")
     released.tell(f"  {answers().words()}")
