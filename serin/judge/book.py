@@ -57,7 +57,12 @@ class Book:
         """Of every metric, what its bets on harm now hold for each unit put into them at the start."""
         return self._by_metric(self.harm.evidence(wealth)) / start_share
 
-    def about(self, latencies_scores: NDArray[np.bool_]) -> NDArray[np.bool_]:
+    def claims_about(self, latencies_scores: NDArray[np.bool_]) -> NDArray[np.bool_]:
+        """Whether each claim is about latencies, about scores, where that is asked for."""
+        asked = dict(zip((LATENCY, SCORES), latencies_scores.tolist(), strict=True))
+        return np.array([asked.get(claim.metric, False) for claim in self.claimed])
+
+    def harm_about(self, latencies_scores: NDArray[np.bool_]) -> NDArray[np.bool_]:
         """Whether each bet on harm is about latencies, about scores, where that is asked for."""
         processes = np.zeros(self.harm.processes, dtype=np.bool_)
         processes[-3:-1] = latencies_scores

@@ -1,7 +1,6 @@
 """The judge: a fold over windows, `start` and `observe`, and what it says, `decide`."""
 
 import math
-from typing import Final
 
 import numpy as np
 
@@ -11,11 +10,8 @@ from serin.judge.categories import EVENTS, LATENCY_BUCKETS, REQUESTS, SCORE_BUCK
 from serin.judge.policy import Policy
 from serin.judge.primitive import Floats
 from serin.judge.reference import Reference
-from serin.judge.state import BEFORE, State, stage_policy
+from serin.judge.state import BEFORE, SILENT, State, stage_policy
 from serin.judge.window import Window
-
-_SILENT: Final = 20
-"""Answers without a latency (a score) after which a candidate is taken to measure none."""
 
 
 def start(policy: Policy) -> State:
@@ -41,7 +37,7 @@ def start(policy: Policy) -> State:
         peak=1.0,
         blamed=None,
         split_peak=1.0,
-        silent=np.zeros(2),
+        silent=np.zeros((2, 2)),
     )
 
 
@@ -89,14 +85,17 @@ def add(state: State, window: Window, stable: Floats, candidate: Floats) -> Stat
             share = requests / both[REQUESTS] if both[REQUESTS] else 0.0
             ours[REQUESTS] = both[REQUESTS] = 0  # the observed share says nothing about itself
         log_e = book.harm.log_e(ours, both, requests, share)
-        answered = candidate[REQUESTS] - candidate[EVENTS : EVENTS + 2].sum()
-        measured = ours[book.categories.latency - 2 : book.categories.latency]
+        answered = [[arm[REQUESTS] - arm[EVENTS : EVENTS + 2].sum()] for arm in (candidate, stable)]
+        measured = np.stack((ours, both - ours))[:, book.categories.latency - 2 : book.categories.latency]
         silent = np.where(measured > 0, 0.0, silent + answered)
-        # Stable's values alone are no evidence against a candidate that measures none. Less wealth is always valid.
-        log_e = np.where(book.about(silent > _SILENT), np.minimum(log_e, 0.0), log_e)
+        # One revision's values alone are evidence of nothing, neither harm nor safety. Less wealth is always valid.
+        one_sided = silent.max(axis=0) > SILENT
+        log_e = np.where(book.harm_about(one_sided), np.minimum(log_e, 0.0), log_e)
         harm = book.harm.grow(harm + invested * book.harm.prior, log_e)
         if book.claims is not None:
-            claims = book.claims.grow(claims, book.claims.log_e(ours, both, requests, share))
+            log_e = book.claims.log_e(ours, both, requests, share)
+            log_e = np.where(book.claims_about(one_sided)[book.claims.process], np.minimum(log_e, 0.0), log_e)
+            claims = book.claims.grow(claims, log_e)
         by_metric, split_e = book.evidence(harm, cash)
         total = float(book.weights @ by_metric)
         if total > peak:

@@ -10,9 +10,9 @@ from serin.judge import scores
 from serin.judge.book import Claim
 from serin.judge.categories import REQUESTS
 from serin.judge.decision import Action, Decision, Evidence
-from serin.judge.policy import ERRORS, SCORES, SPLIT
+from serin.judge.policy import ERRORS, LATENCY, SCORES, SPLIT
 from serin.judge.primitive import Floats
-from serin.judge.state import BEFORE, State, stage_policy
+from serin.judge.state import BEFORE, SILENT, State, stage_policy
 
 
 def decide(state: State, now: float) -> Decision:
@@ -80,6 +80,9 @@ def _act(
     age_s = now - state.stage_start_s
     if open_claims:
         claim, requests = max(open_claims.items(), key=lambda item: item[1])
+        one_sided = zip((LATENCY, SCORES), state.silent.max(axis=0) > SILENT, strict=True)
+        if (claim.metric, True) in one_sided:
+            return wait(f"Not yet shown for {claim.what}: one revision has stopped reporting {claim.metric}.")
         rate = state.stage_counts[0, REQUESTS] / age_s if age_s > 0 else 0.0
         still_s = max(requests / rate if rate > 0 else math.inf, stage.min_s - age_s)
         reason = f"Not yet shown for {claim.what}: less than {stage.margin:g} times stable's."

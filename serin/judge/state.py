@@ -12,7 +12,9 @@ from serin.judge.policy import Policy, StagePolicy
 from serin.judge.primitive import Floats
 from serin.judge.reference import Reference
 
-VERSION: Final = 3
+VERSION: Final = 4
+SILENT: Final = 20
+"""Answers without a latency (a score) after which a revision is taken to measure none."""
 BEFORE: Final = -1
 """The stage of windows from before the rollout."""
 
@@ -23,7 +25,8 @@ class State:
     `cash`: the part of each harm process's wealth that still waits. `stage_counts`, `earlier_counts`: counts per
     category, [candidate, both arms], of this stage and of those before; `compared`: the same per configured share of
     traffic, for the categories confidence sequences are about. `peak`, `split_peak`: the largest evidence so far;
-    `blamed`: the metric behind it. `silent`: the candidate's good answers since it last reported a latency, a score.
+    `blamed`: the metric behind it. `silent`: good answers since a latency, a score was last reported, [candidate,
+    stable].
     """
 
     policy: Policy
@@ -86,7 +89,7 @@ def _loaded(document: dict[str, Any]) -> State:
     margin = stage_policy(policy, document["stage"]).margin
     book = Book.of(policy, margin, latencies, score_values)
     shapes = np.shape(document["harm"]), np.shape(document["stage_counts"]), np.shape(document["silent"])
-    if shapes != (book.harm.prior.shape, (2, book.categories.count), (2,)):
+    if shapes != (book.harm.prior.shape, (2, book.categories.count), (2, 2)):
         raise ValueError("bets or categories are others")
     return State(
         policy=policy,

@@ -202,6 +202,32 @@ def test_a_candidate_that_reports_no_latencies_and_scores_is_not_condemned_for_i
     assert state.peak < 5
 
 
+def test_stables_latencies_alone_do_not_show_that_the_candidate_is_fast_enough() -> None:
+    """As of a candidate that is so busy that it does not even tell its counts."""
+    state, rng = taught(), np.random.default_rng(8)
+    for k in range(1, 200):
+        stable, candidate = draw(rng, 190, {"errors": 0.0}), draw(rng, 10, {"errors": 0.0})
+        if k > 2:
+            candidate = ArmCounts(candidate.requests, candidate.events)
+        state = observe(state, window(k, stable, candidate))
+    decision = decide(state, 200.0)
+    safe = {each.metric: each.safe for each in decision.evidence}
+    assert (decision.action, safe["errors"], safe["latency"]) == (Action.WAIT, True, False)
+    assert decision.reason == "Not yet shown for latency above p99: one revision has stopped reporting latency."
+
+
+@pytest.mark.parametrize("shares", [0.05, 0.5])
+def test_a_candidate_is_not_condemned_while_stable_reports_no_latencies_and_scores(shares: float) -> None:
+    state, rng = taught(), np.random.default_rng(8)
+    ours = round(200 * shares)
+    for k in range(1, 200):
+        stable, candidate = draw(rng, 200 - ours, {"errors": 0.0}), draw(rng, ours, {"errors": 0.0})
+        if 10 < k < 190:
+            stable = ArmCounts(stable.requests, stable.events)
+        state = observe(state, window(k, stable, candidate, share=shares))
+    assert state.peak < 5
+
+
 def test_a_dry_run_only_says_what_it_would_do() -> None:
     policy = Policy(dry_run=True)
     state = feed(taught(policy), 20, rate=1.0)
