@@ -36,6 +36,7 @@ setup: .venv/.ready ## Install everything, pinned and checked by hash, into .ven
 .venv/.ready: requirements.lock requirements-uv.lock pyproject.toml
 	@"$(PYTHON)" -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))' \
 	  || { echo "serin needs Python 3.11 to 3.13; choose one with PYTHON=python3.12 (found: $$("$(PYTHON)" --version))" >&2; exit 2; }
+	@echo "Installing into .venv, pinned and checked by hash; the first time it takes a minute or two" >&2
 	@[ -x $(BIN)/python ] || "$(PYTHON)" -m venv .venv
 	@$(BIN)/python -m pip install -q --disable-pip-version-check --require-hashes -r requirements-uv.lock
 	@$(UV) pip install -q --python $(BIN)/python --require-hashes --compile-bytecode -r requirements.lock
@@ -60,7 +61,7 @@ down: setup ## Stop everything; models and rollouts stay on disk
 	@$(BIN)/serin down
 
 drill: setup ## Release a deliberately bad candidate and watch it fail
-	@$(BIN)/serin drill "$(FAULT)" $(if $(filter off,$(CHECKS)),--no-checks)
+	@$(BIN)/serin drill "$(FAULT)" $(if $(filter on off,$(CHECKS)),,$(error CHECKS is on or off, not $(CHECKS)))$(if $(filter off,$(CHECKS)),--no-checks)
 
 compile: setup ## Write pipelines/compiled/train-and-release.yaml
 	@$(BIN)/python -m pipelines.compile

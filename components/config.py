@@ -104,8 +104,8 @@ def load(path: Path) -> Config:
         document = yaml.safe_load(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise UserError(f"Config {path} cannot be read: {error.strerror}; pass CONFIG=path.") from error
-    except yaml.YAMLError as error:
-        raise UserError(f"Config {path} is not YAML: {' '.join(str(error).split())}") from error
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise UserError(f"Config {path} is not YAML ({' '.join(str(error).split())}).") from error
     if not isinstance(document, dict):
         raise UserError(f"Config {path} must be a mapping of keys; copy pipelines/configs/telco.yaml and edit it.")
     try:
@@ -113,7 +113,8 @@ def load(path: Path) -> Config:
     except ValidationError as error:
         first = error.errors()[0]
         key = ".".join(str(part) for part in first["loc"])
-        raise UserError(f"Config {path}: {key}: {first['msg']}.") from error
+        told = "there is no such key" if first["type"] == "extra_forbidden" else first["msg"]
+        raise UserError(f"Config {path}: {key}: {told}.") from error
 
 
 def with_store(config: Config, environ: Mapping[str, str]) -> Config:

@@ -27,7 +27,7 @@ from pipelines.execution import Backend, Execution, Local
 from pipelines.progress import State
 from pipelines.screen import Screen
 from pipelines.traffic import Requests, Traffic
-from serin import model, view
+from serin import cli, model, view, words
 from serin.errors import TryAgain, UserError
 from serin.platforms import Champion, Platform, connect
 from serin.platforms.embedded import client
@@ -175,7 +175,7 @@ def result_of(
     return {
         "verdict": evaluation.get("verdict"),
         "phase": str(rollout.status.phase) if rollout else None,
-        "reason": rollout.status.reason if rollout else evaluation.get("reason"),
+        "reason": words.sentence(rollout.status.reason if rollout else evaluation.get("reason") or ""),
         "data": {"source": str(source.kind), "sha256": source.sha256, "rows": outcome.data.get("rows")},
         "requests": {
             "total": tally.get("sent", 0),
@@ -292,10 +292,7 @@ def rate_of(traffic: str | None, platform: str) -> float:
     """Requests per second. By default a cluster, which has users, gets none."""
     if traffic is None:
         return EMBEDDED_RATE if platform == "embedded" else 0.0
-    try:
-        return 0.0 if traffic == "none" else float(traffic)
-    except ValueError as error:
-        raise UserError(f"--traffic {traffic}: give requests per second, or none.") from error
+    return cli.rate(traffic)
 
 
 CONFIG: Final = click.option(
@@ -333,9 +330,7 @@ def command(config_path: Path, traffic: str | None, runs: Path, platform: str) -
 
 
 def main() -> None:
-    from serin.cli import guarded
-
-    guarded(command)
+    cli.guarded(command)
 
 
 if __name__ == "__main__":

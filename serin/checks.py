@@ -106,7 +106,9 @@ def _parity(candidate: Sequence[Answer], recorded: Sequence[float]) -> Check:
         for answer, score in zip(candidate, recorded, strict=False)
         if answer.score is not None
     ]
-    worst = max(differences, default=math.inf)
+    if not differences:
+        return Check(name="parity", passed=False, detail="no scores to compare with those training recorded")
+    worst = max(differences)
     return Check(
         name="parity",
         passed=worst <= PARITY,

@@ -19,7 +19,7 @@ import yaml
 from click.shell_completion import ShellComplete
 from rich.console import Console
 
-from serin import model, release, view
+from serin import model, release, view, words
 from serin.errors import TryAgain, UserError
 from serin.judge.commands import commands as judge_commands
 from serin.plan import PROFILES, Checks, OnInconclusive, Plan, Stage
@@ -164,10 +164,10 @@ def release_command(
     if plan_file is not None:
         document["plan"] = _plan(plan_file)
     spec = parse({"metadata": {"name": "new"}, "spec": document}).spec
-    rate = _rate(traffic)
+    requests_per_s = rate(traffic)
     client.up(home)
     platform = Embedded(home)
-    with _traffic(platform, service, rate, Path("runs")):
+    with _traffic(platform, service, requests_per_s, Path("runs")):
         ended = _watched(platform, release.request(platform, spec, digest).metadata.name)
     _end(ended)
 
@@ -188,7 +188,9 @@ def history(platform: Platform, rollout: str | None) -> None:
     found = rollout_named(platform, rollout)
     click.echo(f"{found.metadata.name} of {found.spec.service}")
     for entry in found.status.history:
-        click.echo(f"{entry.at:%Y-%m-%d %H:%M:%S}Z  {entry.phase:<12} {entry.traffic:>3} %  {entry.reason}")
+        click.echo(
+            f"{entry.at:%Y-%m-%d %H:%M:%S}Z  {entry.phase:<12} {entry.traffic:>3} %  {words.sentence(entry.reason)}"
+        )
 
 
 def _switch(name: str, change: dict[str, bool], told: str, text: str) -> None:
@@ -341,16 +343,17 @@ def _plan(file: Path) -> object:
         raise UserError(f"Plan {file} is not YAML ({' '.join(str(error).split())}).") from error
 
 
-def _rate(traffic: str) -> float:
+def rate(traffic: str) -> float:
+    """Requests per second, as --traffic says it; 0 for none."""
     if traffic == "none":
         return 0.0
     try:
-        rate = float(traffic)
+        per_second = float(traffic)
     except ValueError:
-        rate = math.nan
-    if not 0 <= rate < math.inf:
+        per_second = math.nan
+    if not 0 <= per_second < math.inf:
         raise UserError(f"--traffic {traffic}: give requests per second, or none.")
-    return rate
+    return per_second
 
 
 def _watched(platform: Platform, name: str) -> ModelRollout:
@@ -401,7 +404,7 @@ def _traffic(platform: Embedded, service: str, rate: float, folder: Path) -> Ite
 
 
 def _end(rollout: ModelRollout) -> None:
-    click.echo(f"{rollout.status.phase}: {rollout.status.reason}")
+    click.echo(f"{rollout.status.phase}: {words.sentence(rollout.status.reason)}")
     if rollout.status.phase is not Phase.PROMOTED:
         raise SystemExit(1)
 

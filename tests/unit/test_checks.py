@@ -37,6 +37,10 @@ def test_one_bad_answer_is_enough(bad):
     assert "answers" in failed(bad, answers(*GOOD))
 
 
+def test_without_scores_nothing_is_said_about_their_size():
+    assert "inf" not in " ".join(check.detail for check in checks.compare(answers(None, None), answers(*GOOD), GOOD))
+
+
 def test_what_stable_cannot_answer_is_told_and_not_held_against_the_candidate():
     found = checks.compare(answers(*GOOD), answers(None, None, None, None), GOOD)
     assert all(check.passed for check in found)

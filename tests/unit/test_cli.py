@@ -251,9 +251,9 @@ def test_status_history_and_watch_need_no_terminal(serin, store):
     assert said.code == 0 and "no supervisor works on" in said.out and "RolledBack" in said.out
     said = serin("history", "churn-1")
     assert said.out.splitlines()[0] == "churn-1 of churn"
-    assert "2026-11-22 09:30:00Z  RolledBack     0 %  aborted by request" in said.out
+    assert "2026-11-22 09:30:00Z  RolledBack     0 %  Aborted by request." in said.out
     said = serin("watch")
-    assert said.code == 1 and said.out.endswith("RolledBack: aborted by request\n")
+    assert said.code == 1 and said.out.endswith("RolledBack: Aborted by request.\n")
     assert "\x1b" not in said.out
 
 
@@ -371,7 +371,7 @@ def test_the_plugin_steers_a_rollout_on_a_cluster(kubectl):
     kubectl.api.end("churn-1", phase="RolledBack", reason="aborted by request")
     assert "has ended (RolledBack)" in refused(kubectl("promote"))
     watched = kubectl("watch")
-    assert watched.code == 1 and watched.out.endswith("RolledBack: aborted by request\n")
+    assert watched.code == 1 and watched.out.endswith("RolledBack: Aborted by request.\n")
     assert "churn-1 of churn" in kubectl("explain").out and "churn-1 of churn" in kubectl("history").out
     assert "There is no rollout churn-9; known: churn-1." in refused(kubectl("watch", "churn-9"))
 

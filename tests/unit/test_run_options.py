@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 import yaml
 
+from components import config
 from pipelines.run import place_of, rate_of
 from serin.errors import UserError
 
@@ -14,8 +15,9 @@ def test_a_cluster_gets_no_requests_unless_asked() -> None:
     assert rate_of(None, "kserve:serving") == 0
     assert rate_of("25", "kserve") == 25
     assert rate_of("none", "embedded") == 0
-    with pytest.raises(UserError, match="many"):
-        rate_of("many", "embedded")
+    for nonsense in ("many", "-5", "nan", "inf"):
+        with pytest.raises(UserError, match=nonsense):
+            rate_of(nonsense, "embedded")
 
 
 def test_a_namespace_not_named_is_that_of_the_kubeconfig(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -34,3 +36,19 @@ def test_a_namespace_not_named_is_that_of_the_kubeconfig(tmp_path: Path, monkeyp
     assert place_of("kserve:serving", tmp_path) == "kserve:serving"
     with pytest.raises(UserError, match="PLATFORM=cloud"):
         place_of("cloud", tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("content", "told"),
+    [
+        (b"\xff\xfe\x00", "is not YAML"),
+        (b"", "must be a mapping"),
+        (b"service: churn\ndata: {source: a.csv, format: csv}", r"data\.format: there is no such key"),
+        (b"service: churn\ndata: {source: a.csv}\npositive: 1", "target: Field required"),
+    ],
+)
+def test_a_config_that_cannot_be_ends_in_one_sentence(content: bytes, told: str, tmp_path: Path) -> None:
+    file = tmp_path / "config.yaml"
+    file.write_bytes(content)
+    with pytest.raises(UserError, match=told):
+        config.load(file)
