@@ -3,7 +3,8 @@
 import itertools
 import json
 import threading
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Iterator, Mapping
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
@@ -11,6 +12,7 @@ import pytest
 
 from serin.platforms.kserve import gateway as module
 from serin.platforms.kserve.gateway import REVISION, SCRAPE_S, SILENT_S, EnvoyTelemetry, kept_of_pod, revision_of
+from serin.telemetry.tally import Tally, add, counters
 
 HERE, NOWHERE = "127.0.0.1", "127.0.0.9"
 
@@ -146,14 +148,47 @@ def test_a_predictor_that_keeps_no_counts_is_left_alone(world: World, clock: lis
     assert asked == [1, 1, 1, 2]
 
 
-def test_a_predictor_that_has_told_before_is_asked_again_at_once(world: World, clock: list[float]) -> None:
+def test_what_a_predictor_counts_while_it_is_silent_for_a_moment_is_not_lost(world: World) -> None:
     world.predictors = {"churn-1": [pod("churn-1-x", "churn-1")]}
-    told = world.predictor
-    assert "b-1" in world.counts().read
-    world.predictor = None
-    assert "b-1" not in world.counts().read
-    world.predictor = told
-    assert "b-1" in world.counts().read
+    tally = Tally()
+    for latencies in (40, 50, None, 90):
+        world.predictor = latencies and {"boot": "b-1", "latency": {"12": latencies}, "score": {}}
+        tally = add(tally, world.counts().read)
+    assert counters(tally, "churn-1").latency == {12: 50}
+
+
+def test_predictors_that_hang_keep_nobody_from_looking_at_the_others(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ours = [pod(f"churn-2-{number}", "churn-2") for number in range(40)]
+    world.predictors = {"churn-2": [*ours, pod("churn-2-well", "churn-2", ip="127.0.0.2")]}
+    asked = Counter[str]()
+
+    def ask(pod: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
+        asked[pod["status"]["podIP"]] += 1
+        if pod["status"]["podIP"] == HERE:
+            clock_s[0] += module.PREDICTOR_S
+            raise TimeoutError
+        return "b-well", {"latency": {}}
+
+    clock_s = [2000.0]
+    monkeypatch.setattr(world.telemetry, "_ask", ask)
+    monkeypatch.setattr(module.time, "monotonic", lambda: clock_s[0])
+    looks = 30
+    for _ in range(looks):
+        before_s = clock_s[0]
+        world.counts()
+        assert clock_s[0] - before_s <= module.PREDICTORS_S
+        clock_s[0] += 1
+    assert "b-well" in world.counts().read
+    assert asked["127.0.0.2"] > 3
+
+
+@pytest.mark.parametrize("counts", [{"-1": 4}, {"240": 4}, {"12": -4}])
+def test_counts_that_cannot_be_are_nobodys(world: World, counts: dict[str, int]) -> None:
+    world.predictor = {"boot": "b-1", "latency": counts, "score": {}}
+    world.predictors = {"churn-1": [pod("churn-1-x", "churn-1")]}
+    assert set(world.counts().read) == {"uid-kourier-1"}
 
 
 def test_a_gateway_that_does_not_tell_makes_us_blind(world: World) -> None:

@@ -15,6 +15,7 @@ from urllib.parse import urlencode, urlparse
 import urllib3
 
 from serin.checks import SLOWER, SLOWER_AT_LEAST_S
+from serin.histograms import LATENCY_EDGES_S, SCORE_EDGES
 from serin.platforms.kserve import objects
 from serin.platforms.kserve.api import Api
 from serin.rollout import Check
@@ -27,7 +28,12 @@ SCRAPE_S: Final = 0.8
 """Counts of the gateway this old are read again when somebody asks."""
 PREDICTOR_PORT: Final = 8080
 SILENT_S: Final = 60.0
-"""A predictor that tells no counts is asked again after this time."""
+"""A predictor that never told its counts is asked again after this time."""
+PREDICTOR_S: Final = 0.5
+PREDICTORS_S: Final = 2.0
+"""A predictor, and all of a revision together, are waited for no longer than this: what hangs must not keep the
+gateway's counts from being judged."""
+_BUCKETS: Final = {"latency": len(LATENCY_EDGES_S) + 1, "score": len(SCORE_EDGES) + 1}
 REVISION: Final = "serving.knative.dev/revision"
 SMOKE_REQUESTS: Final = 20
 _log = logging.getLogger("serin.gateway")
@@ -68,7 +74,7 @@ class EnvoyTelemetry:
         self._stats: dict[str, envoy.GatewayStats] | None = None
         self._read_s = 0.0
         self._asked_s = -math.inf
-        self._silent: dict[str, float] = {}
+        self._told: dict[tuple[str, str], _Told] = {}
 
     def counts(self, namespace: str, stable: str, candidate: str) -> Counts | None:
         at_s, gateways = self._scraped()
@@ -116,28 +122,58 @@ class EnvoyTelemetry:
         return read or None
 
     def _predictor_counts(self, namespace: str, revision: str) -> dict[str, Series]:
-        """By process. Predictors that keep no counts are left out, and asked again after some time."""
-        read: dict[str, Series] = {}
-        for pod in _running(self._predictors((namespace, revision))):
-            uid, now_s = pod["metadata"]["uid"], time.monotonic()
-            silent_until_s = self._silent.get(uid, now_s)
-            if silent_until_s > now_s:
+        """By process, as each last told: what one that is silent counts meanwhile comes with its next answer.
+        Predictors that never told are left out, and asked again after some time."""
+        pods = {pod["metadata"]["uid"]: pod for pod in _running(self._predictors((namespace, revision)))}
+        start_s = time.monotonic()
+        before = self._told.get((namespace, revision))
+        if before is None:
+            before = _Told(start_s, {}, {})
+            self._forget(start_s - SILENT_S)
+        counts = {uid: told for uid, told in before.counts.items() if uid in pods}
+        failed_s = {uid: at_s for uid, at_s in before.failed_s.items() if uid in pods}
+        for uid in sorted(pods, key=lambda uid: failed_s.get(uid, -math.inf)):
+            now_s = time.monotonic()
+            if now_s > start_s + PREDICTORS_S - PREDICTOR_S:
+                break
+            if uid not in counts and now_s - failed_s.get(uid, -math.inf) < SILENT_S:
                 continue
-            if silent_until_s > -math.inf:
-                self._silent.pop(uid, None)
-            address = f"http://{pod['status']['podIP']}:{PREDICTOR_PORT}/metrics/serin.json"
             try:
-                answer = self._http.request("GET", address)
-                counts = json.loads(answer.data) if answer.status == 200 else {}
-                read[counts["boot"]] = {
-                    f"{revision} {kind}": {int(key): int(value) for key, value in counts[kind].items()}
-                    for kind in ("latency", "score")
-                }
-                self._silent[uid] = -math.inf
-            except (urllib3.exceptions.HTTPError, ValueError, LookupError, TypeError, AttributeError):
-                # one that has told before will tell again; the others are not ours
-                self._silent.setdefault(uid, now_s + SILENT_S)
-        return read
+                counts[uid] = self._ask(pods[uid])
+                failed_s.pop(uid, None)
+            except (urllib3.exceptions.HTTPError, OSError, ValueError, LookupError, TypeError, AttributeError):
+                failed_s[uid] = time.monotonic()  # it hangs, is gone, or is none of ours
+        self._told[namespace, revision] = _Told(start_s, counts, failed_s)
+        return {
+            boot: {f"{revision} {kind}": by_bucket for kind, by_bucket in series.items()}
+            for boot, series in counts.values()
+        }
+
+    def _ask(self, pod: Mapping[str, Any]) -> tuple[str, Series]:
+        """Its process, and what that counted. Raises when it tells nothing, or what cannot be."""
+        address = f"http://{pod['status']['podIP']}:{PREDICTOR_PORT}/metrics/serin.json"
+        answer = json.loads(self._http.request("GET", address, timeout=PREDICTOR_S).data)
+        series = {kind: {int(bucket): int(count) for bucket, count in answer[kind].items()} for kind in _BUCKETS}
+        for kind, buckets in _BUCKETS.items():
+            if any(not 0 <= bucket < buckets or count < 0 for bucket, count in series[kind].items()):
+                raise ValueError(f"{kind} has counts that cannot be")
+        return answer["boot"], series
+
+    def _forget(self, before_s: float) -> None:
+        """Revisions of rollouts that are over."""
+        for key, told in list(self._told.items()):
+            if told.at_s < before_s:
+                self._told.pop(key, None)
+
+
+@dataclass(frozen=True, slots=True)
+class _Told:
+    """Of a revision's predictors at a look, by the uid of the pod: process and counts as last told, and when one
+    that was asked did not answer."""
+
+    at_s: float
+    counts: Mapping[str, tuple[str, Series]]
+    failed_s: Mapping[str, float]
 
 
 def kept_of_pod(document: dict[str, Any]) -> dict[str, Any]:
