@@ -44,6 +44,8 @@ class Cache:
         self._group, self._keep, self._matters = group, keep, matters
         self._lock = threading.Lock()
         self._groups: dict[Key, dict[Key, bytes]] = {}
+        self._upto = 0
+        """The version up to which the watch has shown everything."""
         self.changed: Callable[[Key], object] = lambda _: None
         self.filled = threading.Event()
 
@@ -64,7 +66,7 @@ class Cache:
         return [orjson.loads(each) for each in kept]
 
     def put(self, document: Document) -> None:
-        """What the API server answered to a write, unless the watch has shown something newer already."""
+        """What the API server answered, unless the watch has shown something newer already, or its end."""
         self._take("MODIFIED", document)
 
     def refresh(self) -> str:
@@ -73,13 +75,13 @@ class Cache:
         groups: dict[Key, dict[Key, bytes]] = {}
         for each in listed["items"]:
             groups.setdefault(self._group(each), {})[key(each)] = self._kept(each)
+        version: str = listed["metadata"]["resourceVersion"]
         with self._lock:
             touched = self._groups.keys() | groups.keys()
-            self._groups = groups
+            self._groups, self._upto = groups, int(version)
         self.filled.set()
         for group in touched:
             self.changed(group)
-        version: str = listed["metadata"]["resourceVersion"]
         return version
 
     def follow(self, stop: threading.Event) -> None:
@@ -89,11 +91,15 @@ class Cache:
             try:
                 version = self.refresh()
                 while not stop.is_set():
+                    begun = version
                     for event in self._api.watch(self._path, version, self._labels):
                         version = event["object"]["metadata"]["resourceVersion"]
                         if event["type"] != "BOOKMARK" and self._take(event["type"], event["object"]):
                             self.changed(self._group(event["object"]))
+                        self._upto = int(version)
                     wait_s = RETRY_S
+                    if version == begun:
+                        stop.wait(RETRY_S)  # whoever ends watches at once must not be asked without a pause
             except (TryAgain, UserError) as error:
                 _log.log(logging.INFO if isinstance(error, TryAgain) else logging.ERROR, "%s; reading again", error)
                 stop.wait(wait_s)
@@ -114,7 +120,7 @@ class Cache:
                 if matters:
                     del members[name]
             else:
-                newer = before is None or _version(before) < _version(document)
+                newer = (self._upto if before is None else _version(before)) < _version(document)
                 matters = newer and (before is None or self._matters(before, document))
                 if newer:
                     members[name] = self._kept(document)

@@ -198,3 +198,41 @@ def test_a_namesake_outlives_the_end_of_the_one_before(server: Server, monkeypat
     ]
     cache, _ = follow(server, monkeypatch)
     assert names(cache) == {"a": "8"}
+
+
+def test_an_answer_that_comes_after_the_end_of_its_object_revives_nothing(
+    server: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    server.answers = [listed(document("a", 3), document("b", 4), version=5), events(("DELETED", document("a", 9)))]
+    cache, _ = follow(server, monkeypatch)
+    cache.put(document("a", 8))
+    assert names(cache) == {"b": "4"}
+    cache.put(document("a", 12, uid="2"))
+    assert names(cache) == {"a": "12", "b": "4"}
+
+
+def test_a_watch_that_ends_at_once_is_not_begun_again_at_once(
+    server: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    waits: list[float | None] = []
+
+    class Stop(threading.Event):
+        def wait(self, timeout: float | None = None) -> bool:
+            waits.append(timeout)
+            return super().wait(0)
+
+    server.answers = [listed(version=5), events(), events(), events(("ADDED", document("a", 6)))]
+    monkeypatch.setattr(module, "RETRY_S", 3.0)
+    stop = Stop()
+    thread = threading.Thread(target=Cache(server.api, PATH).follow, args=(stop,), daemon=True)
+    thread.start()
+    assert server.drained.wait(20)
+    stop.set()
+    thread.join(20)
+    assert waits[:3] == [3.0, 3.0, 3.0]
+
+
+def test_an_answer_that_is_no_json_is_tried_again(server: Server) -> None:
+    server.answers = [(200, {}, b"<html>a proxy's page</html>")]
+    with pytest.raises(Unavailable, match="is no JSON"):
+        server.api.list(PATH)

@@ -138,7 +138,11 @@ class Api:
         self, method: str, path: str, body: Json | None = None, *, content: str = "application/json",
         query: Mapping[str, str] | None = None,
     ) -> Json:  # fmt: skip
-        answer: Json = orjson.loads(self._call(method, path, body, content=content, query=query or {}).data)
+        told = self._call(method, path, body, content=content, query=query or {}).data
+        try:
+            answer: Json = orjson.loads(told)
+        except ValueError as error:
+            raise self._unavailable(f"{method} {path}: the answer is no JSON", RETRY_S) from error
         return answer
 
     def _call(
