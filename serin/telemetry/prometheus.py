@@ -11,7 +11,7 @@ import math
 import re
 import threading
 import time
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
@@ -198,10 +198,25 @@ def problem(answers: Answers, now_s: float) -> str | None:
             return f"{names.requests} has no status code in the label {names.code} (its labels: {found})"
         if "instance" not in each.labels:
             return f"{names.requests} has no label instance; keep the series as they were scraped, not summed"
+    if told := _problem_of_copies(names, answers.requests):
+        return told
     oldest_s = max(now_s - each.value for each in answers.times) if answers.times else MAX_AGE_S + 1
     if oldest_s > MAX_AGE_S:
         return f"{names.requests} was scraped {oldest_s:.0f} s ago; scrape at least every {MAX_AGE_S / 2:.0f} s"
     return _problem_of_buckets(names, answers.buckets)
+
+
+def _problem_of_copies(names: Names, requests: Sequence[Sample]) -> str | None:
+    """With several series of one process every request would count as several: evidence that is not there."""
+    shown = Counter((each.labels["instance"], each.labels[names.code]) for each in requests)
+    instance = next((instance for (instance, _), count in shown.items() if count > 1), None)
+    if instance is None:
+        return None
+    jobs = sorted({each.labels.get("job", "") for each in requests if each.labels["instance"] == instance})
+    return (
+        f"{names.requests} of {instance} is there twice (jobs: {', '.join(jobs)}); scrape it by one job, keep its label "
+        "instance, and ask a Prometheus that does not also show what its replicas scraped"
+    )
 
 
 def _problem_of_buckets(names: Names, buckets: Sequence[Sample]) -> str | None:

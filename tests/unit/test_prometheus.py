@@ -160,6 +160,17 @@ WRONG = {
         "no status code in the label response_code",
     ),
     "summed": (replace(GOOD, requests=without(GOOD.requests, "instance")), "no label instance"),
+    "scraped by two jobs": (
+        both(
+            GOOD,
+            replace(GOOD, requests=[Sample(each.labels | {"job": "more"}, each.value) for each in GOOD.requests]),
+        ),
+        "of 10.0.0.1:9091 is there twice (jobs: more, pods)",
+    ),
+    "of two replicas": (
+        both(GOOD, replace(GOOD, requests=[Sample(each.labels | {"replica": "b"}, 1) for each in GOOD.requests])),
+        "of 10.0.0.1:9091 is there twice (jobs: pods)",
+    ),
     "old": (replace(GOOD, times=[Sample({}, NOW_S - MAX_AGE_S - 3)]), "was scraped 33 s ago"),
     "seconds for milliseconds": (replace(GOOD, buckets=answers(NEW).buckets), "is not in milliseconds"),
     "buckets dropped": (
