@@ -9,6 +9,7 @@ import socket
 import sys
 import threading
 import time
+from collections.abc import Callable
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Final
 
@@ -97,7 +98,7 @@ def main() -> int:
     logging.basicConfig(level=logging.WARNING, handlers=[handler])
     logging.getLogger("serin").setLevel(arguments.log_level)
     logging.getLogger("urllib3").setLevel(logging.ERROR)  # each failed try is told by us, once
-    stop = threading.Event()
+    stop, died = threading.Event(), threading.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: stop.set())
     try:
@@ -113,7 +114,7 @@ def main() -> int:
         _serve_health(arguments.host, arguments.port, controller, leader, metrics)
         caches = [rollouts, services, *pods]
         for work in (leader.keep, *(cache.follow for cache in caches)):
-            threading.Thread(target=work, args=(stop,), daemon=True).start()
+            threading.Thread(target=_keep, args=(work, stop, died), daemon=True).start()
         while not stop.wait(POLL_S):
             if leader.leads and all(cache.filled.is_set() for cache in caches):
                 controller.run(lambda: stop.is_set() or not leader.leads)
@@ -121,7 +122,17 @@ def main() -> int:
     except UserError as error:
         print(f"serin: {error}", file=sys.stderr)
         return 2
-    return 0
+    return 1 if died.is_set() else 0
+
+
+def _keep(work: Callable[[threading.Event], None], stop: threading.Event, died: threading.Event) -> None:
+    """Without its watches or its lease a controller looks well and does nothing: it ends, and is started again."""
+    try:
+        work(stop)
+    except Exception:
+        logging.getLogger("serin").exception("the controller ends, as what it cannot do without has failed")
+        died.set()
+        stop.set()
 
 
 def _telemetry(api: Api, where: Where, prometheus: str | None) -> tuple[Telemetry, list[Cache]]:

@@ -143,6 +143,7 @@ class Controller:
 
     def run(self, until: Callable[[], bool]) -> None:
         """Look at what is due until `until` holds, and about a second longer."""
+        self._due = DueTimes()  # what became due while another led is not late
         for service in self._rollouts.groups():
             self._due.put(service, time.monotonic())
 

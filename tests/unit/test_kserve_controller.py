@@ -364,6 +364,26 @@ def test_without_the_lease_nothing_is_done_and_with_it_again_it_goes_on(
     lost.set()
 
 
+def test_what_changed_before_it_led_is_not_overdue_when_it_leads(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    world.api.add(SPEC)
+    world.rollouts.refresh()
+    with monkeypatch.context() as earlier:
+        long_ago_s = time.monotonic() - 300
+        earlier.setattr(time, "monotonic", lambda: long_ago_s)
+        world.controller.service_changed(("serving", "churn"))
+    monkeypatch.setattr("serin.controller.due._POLL_S", 0.01)
+    waited_s: list[float] = []
+
+    def until() -> bool:
+        waited_s.append(world.controller.stuck_s())
+        return len(waited_s) > 20
+
+    world.controller.run(until)
+    assert max(waited_s) < 60
+
+
 def test_a_server_that_stays_away_is_asked_less_and_less(world: World) -> None:
     world.api.add(SPEC)
     world.until("Progressing")
