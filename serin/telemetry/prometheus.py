@@ -214,8 +214,8 @@ def _problem_of_copies(names: Names, requests: Sequence[Sample]) -> str | None:
         return None
     jobs = sorted({each.labels.get("job", "") for each in requests if each.labels["instance"] == instance})
     return (
-        f"{names.requests} of {instance} is there twice (jobs: {', '.join(jobs)}); scrape it by one job, keep its label "
-        "instance, and ask a Prometheus that does not also show what its replicas scraped"
+        f"{names.requests} of {instance} is there twice (jobs: {', '.join(jobs)}); scrape it by one job, keep its "
+        "label instance, and ask a Prometheus that does not also show what its replicas scraped"
     )
 
 
