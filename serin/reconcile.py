@@ -184,6 +184,7 @@ def _judged(spec: Spec, status: Status, windows: tuple[Window, ...], now: dateti
         MetricEvidence(
             metric=each.metric,
             log10_e=each.log10_e,
+            judged=each.judged,
             safe=each.safe,
             ratio=ratios.get(each.metric, Ratio()),
             requests=Requests(stable=each.stable_requests, candidate=each.candidate_requests),

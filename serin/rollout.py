@@ -126,6 +126,7 @@ class Ratio(Stored):
 class MetricEvidence(Stored):
     metric: str
     log10_e: float = Field(alias="log10E")
+    judged: bool = True
     safe: bool
     ratio: Ratio
     requests: Requests

@@ -4,7 +4,7 @@ import math
 from datetime import datetime
 from enum import StrEnum
 
-from serin.judge.policy import SCORES, SPLIT, JudgeSpec, Scores
+from serin.judge.policy import SPLIT, JudgeSpec
 from serin.plan import Plan
 from serin.rollout import HistoryEntry, MetricEvidence, ModelRollout, Phase, Spec, Status
 
@@ -23,7 +23,7 @@ class State(StrEnum):
 
 def metric_state(evidence: MetricEvidence, judge: JudgeSpec) -> State:
     """A metric is suspect or harmful on the strength of its own part in the combined evidence."""
-    if evidence.metric == SCORES and judge.scores.expected is Scores.DIFFERENT:
+    if not evidence.judged:
         return State.NOT_JUDGED
     if evidence.metric == SPLIT:
         own, limit = evidence.log10_e, -math.log10(judge.split_alpha)

@@ -176,8 +176,8 @@ def told(rollout: ModelRollout, now: datetime) -> list[str]:
     ]
     for each in status.evidence:
         state = words.metric_state(each, judge)
-        interval = words.interval(each.ratio.low, each.ratio.high)
-        lines.append(f"  {each.metric:<10} {state:<11} {interval}")
+        interval = words.interval(each.ratio.low, each.ratio.high) if each.judged else ""
+        lines.append(f"  {each.metric:<10} {state:<11} {interval}".rstrip())
     missing = words.waits_for(rollout.spec, status, now)
     return [*lines, *(f"Waits for {what}." for what in missing)]
 

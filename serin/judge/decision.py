@@ -15,10 +15,12 @@ class Evidence:
     """The state of one metric.
 
     `log10_e` is log10 of the e-value against "no harm". `safe` says whether harm of the stage's margin is rejected.
+    What only one revision has reported, or none, is not `judged`.
     """
 
     metric: str
     log10_e: float
+    judged: bool
     safe: bool
     stable_requests: int
     candidate_requests: int

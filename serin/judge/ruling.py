@@ -39,6 +39,7 @@ def decide(state: State, now: float) -> Decision:
         Evidence(
             metric=name,
             log10_e=math.log10(e),
+            judged=name not in unjudged,
             safe=name not in unjudged and all(claim.metric != name for claim in open_claims),
             stable_requests=int(both - candidate),
             candidate_requests=int(candidate),

@@ -14,6 +14,7 @@ from serin import judge, reconcile
 from serin.cli import cli
 from serin.errors import UserError
 from serin.judge import Action, JudgeSpec, Policy, Window, policy_for
+from serin.judge.commands import told
 from serin.judge.forecast import Traffic, forecast
 from serin.judge.replay import read, replay, twins
 from serin.judge.state import BEFORE
@@ -144,6 +145,17 @@ def test_plan_says_what_cannot_be_judged(tmp_path: Path) -> None:
     told = run(tmp_path, "plan", "--rps", "0.2", "--profile", "fast").output
     assert "Cannot be judged at this traffic: errors at 5 %" in told
     assert "reaches the bake not within the deadline" in told
+
+
+def test_explain_says_what_is_not_judged() -> None:
+    """Latencies and scores of servers that report none."""
+    windows = [window(k, arm(380, 4, rejected=0), arm(20, 0, rejected=0), share=0.05) for k in range(1, 30)]
+    spec = Spec(service="churn", candidate=Candidate(storage_uri="m"), plan=PLAN)
+    status, _ = reconcile._judged(spec, Status(phase=Phase.PROGRESSING, stage=0), tuple(windows), datetime.now(UTC))
+    rollout = ModelRollout(metadata=Metadata(name="churn-1"), spec=spec, status=status)
+    states = {line.split()[0]: line.split()[1:] for line in told(rollout, datetime.now(UTC)) if line.startswith("  ")}
+    assert states["latency"] == states["scores"] == ["not", "judged"]
+    assert states["rejected"][0] in ("watching", "safe")
 
 
 def test_explain_gives_reason_and_intervals(home: Path) -> None:

@@ -167,6 +167,7 @@ def test_what_is_not_reported_never_blocks_unless_it_is_required() -> None:
     decision = said(state)
     assert decision.action is Action.ADVANCE, decision.reason
     assert "not judged: rejected, latency, scores" in decision.reason
+    assert [each.metric for each in decision.evidence if each.judged] == ["errors", "split"]
     held = decide(required, 5000.0)
     assert (held.action, held.reason) == (
         Action.WAIT,

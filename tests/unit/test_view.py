@@ -103,8 +103,9 @@ def test_a_narrow_terminal_and_a_wide_one(stories):
 def test_metric_states_follow_the_judges_own_limits():
     judge = JudgeSpec()
 
-    def state(metric: str, log10_e: float, *, safe: bool = False) -> words.State:
-        evidence = MetricEvidence(metric=metric, log10_e=log10_e, safe=safe, ratio=Ratio(), requests=Requests())
+    def state(metric: str, log10_e: float, **told: bool) -> words.State:
+        told = {"safe": False, **told}
+        evidence = MetricEvidence(metric=metric, log10_e=log10_e, ratio=Ratio(), requests=Requests(), **told)
         return words.metric_state(evidence, judge)
 
     assert state("errors", 0.2) is words.State.WATCHING
@@ -114,8 +115,9 @@ def test_metric_states_follow_the_judges_own_limits():
     assert state("errors", 2.4) is words.State.HARM
     assert state("split", 2.9) is words.State.SUSPECT
     assert state("split", 3.0) is words.State.HARM
+    assert state("latency", 0.0, judged=False) is words.State.NOT_JUDGED
     judge = JudgeSpec(scores=ScoreMetric(expected=Scores.DIFFERENT))
-    assert state("scores", 5.0) is words.State.NOT_JUDGED
+    assert state("scores", -0.1, judged=False) is words.State.NOT_JUDGED
 
 
 def test_plain_lines_tell_every_step_once_and_progress_every_five_seconds(stories):
