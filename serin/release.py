@@ -1,5 +1,6 @@
 """Ask a platform for a rollout, or find the one that was asked for already."""
 
+import re
 from collections.abc import Sequence
 
 from serin.platforms import Platform
@@ -30,12 +31,11 @@ def attach(rollouts: Sequence[ModelRollout], prefix: str, *, serving: bool) -> t
 
     `serving`: the model is the one that serves now. `rollouts` oldest first.
     """
-    tried = [
-        each
-        for each in rollouts
-        if each.metadata.name == prefix
-        or (each.metadata.name.startswith(f"{prefix}-") and each.metadata.name[len(prefix) + 1 :].isdigit())
-    ]
-    if tried and (not tried[-1].status.phase.terminal or (tried[-1].status.phase is Phase.PROMOTED and serving)):
-        return tried[-1].metadata.name, tried[-1]
-    return (f"{prefix}-{len(tried) + 1}" if tried else prefix), None
+    named = re.compile(rf"{re.escape(prefix)}(?:-(\d+))?")
+    tried = [(int(found[1] or 1), each) for each in rollouts if (found := named.fullmatch(each.metadata.name))]
+    if not tried:
+        return prefix, None
+    _, latest = tried[-1]
+    if not latest.status.phase.terminal or (latest.status.phase is Phase.PROMOTED and serving):
+        return latest.metadata.name, latest
+    return f"{prefix}-{max(number for number, _ in tried) + 1}", None

@@ -54,3 +54,9 @@ def test_only_the_latest_counts():
         "churn-12ab-3",
         None,
     )
+
+
+def test_a_name_that_is_taken_is_never_given_again():
+    left = tried(churn_12ab=Phase.FAILED, churn_12ab_3=Phase.FAILED)  # somebody deleted the second
+    assert attached(left) == ("churn-12ab-4", None)
+    assert attached(left[1:]) == ("churn-12ab-4", None)
