@@ -276,6 +276,44 @@ def test_the_race_that_sends_everything_to_an_older_model_is_seen_and_ended() ->
     assert "r3" not in cluster.served()
 
 
+class Defaulting(FakeKServe):
+    """Fills in what a predictor leaves out and drops what it does not know, as webhook and schema do."""
+
+    def patch(self, document: dict[str, Any]) -> None:
+        super().patch(document)
+        known = {key: value for key, value in self.predictor.items() if key in ("minReplicas", "model")}
+        self.predictor = {**known, "model": {"protocolVersion": "v1", **known["model"]}}
+
+
+def same_again(**more: Any) -> Cluster:
+    """v3 serves, after v2; the candidate is the predictor of v3, as its author wrote it."""
+    fake = Defaulting(predictor={"minReplicas": 1, "model": {"storageUri": "v1", "runtime": "toy"}}).settle()
+    for model in ("v2", "v3"):
+        fake.ask(model, percent=10).settle().ask(percent=100).settle().ask(percent=None).settle()
+    same = Candidate(predictor={"minReplicas": 1, "model": {"storageUri": "v3", "runtime": "toy"}, **more})
+    wanted = Spec(service="churn", candidate=same, plan=PLAN)
+    return Cluster(fake, ModelRollout(metadata=Metadata(name="churn-4"), spec=wanted))
+
+
+def test_a_candidate_that_is_stable_but_for_what_a_webhook_fills_in_is_refused() -> None:
+    cluster = same_again()
+    status = cluster.run()
+    assert (status.phase, cluster.fake.percent) == (Phase.FAILED, None)
+    assert "serves this candidate already" in status.reason
+    assert {cluster.fake.models[name] for name in cluster.served()} == {"v3"}
+
+
+def test_a_candidate_of_which_no_revision_comes_leaves_users_with_an_older_model_for_moments_only() -> None:
+    """KServe takes a P of 0 without a new revision for a step back; here the only change is a misspelt field."""
+    cluster = same_again(contianerConcurrency=5)
+    status = cluster.run()
+    assert status.phase is Phase.ROLLED_BACK
+    assert "KServe went back to" in status.reason
+    assert cluster.model() == {"v3"}
+    elsewhere = [shares for _, shares in cluster.shares if {cluster.fake.models[name] for name in shares} != {"v3"}]
+    assert len(elsewhere) <= 3
+
+
 def label(cluster: Cluster) -> None:
     cluster.fake.patch({"metadata": {"labels": {"team": "blue"}}})
 

@@ -21,6 +21,8 @@ from serin.store import Store
 NAMESPACE: Final = "default"
 START_S: Final = 30.0
 STOP_S: Final = 15.0
+SILENT_S: Final = 10.0
+"""A supervisor touches its lock several times a second, whenever it has looked at everything."""
 
 
 class Embedded:
@@ -66,8 +68,11 @@ class Embedded:
         self.store.patch_spec(name, self.namespace, **changes)
 
     def problem(self) -> str | None:
-        if supervisor_pid(self.store.home) is None:
-            return f"no supervisor works on {self.store.home}; start it with `serin up`"
+        home = self.store.home
+        if supervisor_pid(home) is None:
+            return f"no supervisor works on {home}; start it with `serin up`"
+        if time.time() - (home / processes.LOCK).stat().st_mtime > SILENT_S:
+            return f"the supervisor of {home} gets nothing done; {home / 'logs' / 'supervisor.log'} says why"
         return None
 
 

@@ -66,6 +66,7 @@ class Supervisor:
         self._written: dict[str, tuple[str, list[dict[str, Any]]]] = {}
         self._splits: dict[str, dict[tuple[str, str], int]] = {}
         self._seen_alive: set[str] = set()
+        self._complaint: str | None = None
 
     async def run(self, stop: asyncio.Event) -> None:
         self._folder.mkdir(parents=True, exist_ok=True)
@@ -77,13 +78,19 @@ class Supervisor:
                 start = time.monotonic()
                 try:
                     await self._tick()
-                except Exception:  # a full disk, say: whoever ends now leaves a candidate nobody watches
-                    _log.exception("this look at the platform failed, trying again")
+                except Exception as error:  # a full disk, say: whoever ends now leaves a candidate nobody watches
+                    self._complain(error)
                 rest = TICK_S - (time.monotonic() - start)
                 with contextlib.suppress(TimeoutError):
                     await asyncio.wait_for(stop.wait(), max(rest, 0.01))
             for task in self._checks.values():
                 task.cancel()
+
+    def _complain(self, error: Exception) -> None:
+        """Once, until it is another error or a look succeeds."""
+        if self._complaint != repr(error):
+            self._complaint = repr(error)
+            _log.error("looks at the platform fail, trying again", exc_info=error)
 
     async def _tick(self) -> None:
         self._reap()
@@ -105,6 +112,8 @@ class Supervisor:
                 self._store.save_status(rollout, unwatched(rollout.status, reason, datetime.now(UTC)))
         self._write_routes(seen)
         self._retire(stats)
+        self._complaint = None
+        os.utime(self._home / processes.LOCK)
 
     # rollouts
 

@@ -94,8 +94,8 @@ def refusal(service: Service | None, candidate: Candidate) -> str | None:
         )
     if service.refused is not None:
         return f"KServe does not accept {name} as it is ({service.refused}); mend it first."
-    if candidate_predictor(service, candidate) == service.predictor:
-        return f"{name} serves this candidate already; there is nothing to release."
+    if _holds(service.predictor, candidate_predictor(service, candidate)):
+        return f"{name} serves this candidate already, as what it leaves out KServe fills in; there is nothing to release."
     return None
 
 
@@ -187,7 +187,7 @@ def _foreign_change(service: Service, status: Status, predictors: Predictors, *,
     known = {status.stable_revision, status.candidate_revision}
     if started and service.created not in known:
         return f"revision {service.created} appeared, which this rollout did not ask for"
-    if started and status.stable_revision and service.rolled_out not in known:
+    if status.stable_revision and service.rolled_out not in known:
         return f"KServe went back to {service.rolled_out or 'no revision'} instead of {status.stable_revision}"
     used = {0, *(entry.traffic for entry in status.history)} if predictors.stable is not None else {100}
     if asked and service.percent not in used and not (service.percent is None and _promoting(status)):
