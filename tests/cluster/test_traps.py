@@ -120,11 +120,10 @@ def l(alone: Alone) -> str:  # noqa: E743 - its name
     return "stable's model and 0 % right after 100 %: all stay with the bad model, also when stable's is ready"
 
 
-@pytest.mark.parametrize(
-    ("trap", "revision", "percent"),
-    [(b, 1, 90), (c, 2, 20), (d, 2, 100), (f, 2, 100), (k2, 2, 100), (l, 2, 100), (x, 3, 20)],
-    ids=lambda value: getattr(value, "__name__", ""),
-)
+TRAPS = [(b, 1, 90), (c, 2, 20), (d, 2, 100), (f, 2, 100), (k2, 2, 100), (l, 2, 100), (x, 3, 20)]
+
+
+@pytest.mark.parametrize(("trap", "revision", "percent"), TRAPS, ids=[trap.__name__ for trap, *_ in TRAPS])
 def test_kserve_alone(
     released: Cluster, controller_image: str, trap: Callable[[Alone], str], revision: int, percent: int
 ) -> None:
