@@ -94,12 +94,14 @@ class Answers:
 
 @dataclass(slots=True)
 class Cluster:
-    """`namespace` is the tests' own; `tell` keeps the transcript."""
+    """`namespace` is the tests' own, and load comes from there too unless `clients` names another; `tell` keeps the
+    transcript."""
 
     namespace: str
     records: Sequence[Mapping[str, Any]]
     tell: Callable[[str], None]
     service_name: str = SERVICE
+    clients: str = ""
     loads: int = field(default=0)
 
     # objects
@@ -108,8 +110,8 @@ class Cluster:
         text = kubectl("-n", namespace or self.namespace, "get", kind, name, "-o", "json", "--ignore-not-found")
         return dict(json.loads(text)) if text.strip() else {}
 
-    def apply(self, document: Mapping[str, Any]) -> None:
-        kubectl("-n", self.namespace, "apply", "-f", "-", given=json.dumps(document))
+    def apply(self, document: Mapping[str, Any], namespace: str | None = None) -> None:
+        kubectl("-n", namespace or self.namespace, "apply", "-f", "-", given=json.dumps(document))
 
     def service(self) -> dict[str, Any]:
         return self.get("inferenceservice", self.service_name)
@@ -206,21 +208,25 @@ class Cluster:
         gateway = "http://kourier-internal.kourier-system.svc.cluster.local"
         host = str(url).split("//", 1)[1]
         arguments = [gateway, host, self.service_name, str(rate), json.dumps(self.records)]
-        self.apply(pod_document(pod, image, ["/venv/bin/python", "-c", script, *arguments]))
+        self.apply(pod_document(pod, image, ["/venv/bin/python", "-c", script, *arguments]), self._clients)
         found: list[Answers] = []
         try:
             wait(f"pod {pod} sends", lambda: self._lines(pod), 120)
             yield lambda: found[0]
         finally:
             stop = "open('/tmp/stop', 'w').close()"
-            kubectl("-n", self.namespace, "exec", pod, "--", "/venv/bin/python", "-c", stop, check=False)
+            kubectl("-n", self._clients, "exec", pod, "--", "/venv/bin/python", "-c", stop, check=False)
             lines = wait(f"{pod} ends", lambda: self._ended(pod), 60)
             seen = tuple((line["at"], *answer) for line in lines for answer in line["answers"])
             found.append(Answers(lines[-1]["sent"], seen))
-            kubectl("-n", self.namespace, "delete", "pod", pod, "--wait=false")
+            kubectl("-n", self._clients, "delete", "pod", pod, "--wait=false")
+
+    @property
+    def _clients(self) -> str:
+        return self.clients or self.namespace
 
     def _lines(self, pod: str) -> list[dict[str, Any]]:
-        text = kubectl("-n", self.namespace, "logs", pod, check=False)
+        text = kubectl("-n", self._clients, "logs", pod, check=False)
         return [json.loads(line) for line in text.splitlines() if line.startswith('{"at"')]
 
     def _ended(self, pod: str) -> list[dict[str, Any]] | None:

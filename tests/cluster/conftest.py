@@ -76,13 +76,8 @@ def runtime(name: str, image: str | None = None, command: list[str] | None = Non
     }
 
 
-@pytest.fixture(scope="session")
-def cluster(tell, controller_image, tmp_path_factory) -> Iterator[Cluster]:
-    """An own namespace with models v1 to v9 on a volume, and a first release."""
-    kubectl("-n", NAMESPACE, "delete", "modelrollouts", "--all", "--timeout=180s", check=False)
-    kubectl("delete", "namespace", NAMESPACE, "--ignore-not-found", "--timeout=180s")
-    kubectl("create", "namespace", NAMESPACE)
-    cluster = Cluster(NAMESPACE, RECORDS, tell)
+def put_models(cluster: Cluster, image: str, folder: Path, count: int) -> None:
+    """Models v1 to v`count` on a volume of the tests' namespace."""
     cluster.apply(
         {
             "apiVersion": "v1",
@@ -92,13 +87,22 @@ def cluster(tell, controller_image, tmp_path_factory) -> Iterator[Cluster]:
         }
     )
     idle = ["/venv/bin/python", "-c", "import signal; signal.pause()"]
-    cluster.apply(pod_document("store", controller_image, idle, claim=CLAIM))
-    kubectl("-n", NAMESPACE, "wait", "pod/store", "--for=condition=Ready", "--timeout=120s")
-    folder = tmp_path_factory.mktemp("models")
-    for number in range(1, 10):
+    cluster.apply(pod_document("store", image, idle, claim=CLAIM))
+    kubectl("-n", cluster.namespace, "wait", "pod/store", "--for=condition=Ready", "--timeout=120s")
+    for number in range(1, count + 1):
         root = folder / f"v{number}"
         embedded.write_model(root, intercept=2.0 + number / 1000)
         cluster.put_model(f"v{number}", root)
+
+
+@pytest.fixture(scope="session")
+def cluster(tell, controller_image, tmp_path_factory) -> Iterator[Cluster]:
+    """An own namespace with models v1 to v9 on a volume, and a first release."""
+    kubectl("-n", NAMESPACE, "delete", "modelrollouts", "--all", "--timeout=180s", check=False)
+    kubectl("delete", "namespace", NAMESPACE, "--ignore-not-found", "--timeout=180s")
+    kubectl("create", "namespace", NAMESPACE)
+    cluster = Cluster(NAMESPACE, RECORDS, tell)
+    put_models(cluster, controller_image, tmp_path_factory.mktemp("models"), 9)
     python = "/venv/bin/python"
     cluster.apply(runtime("drill", command=[python, "-m", "predictor.drill"]))
     cluster.apply(runtime("crash", command=[python, "-c", "raise SystemExit('no')"]))

@@ -17,7 +17,7 @@ STRANGER_PORT, STORE_PORT = 8000, 8333
 PREDICTOR_PORTS = (8012, 8080, 9090, 9091)
 """Of queue-proxy, the model server, and what both count."""
 GATEWAY = "kourier-internal.kourier-system.svc.cluster.local"
-API_SERVER = ("kubernetes.default.svc.cluster.local", 443)
+API_SERVER_PORT = 443
 CONNECT = """
 import socket, sys
 try:
@@ -25,6 +25,10 @@ try:
     print("open")
 except OSError:
     print("closed")
+"""
+RESOLVE = """
+import socket
+socket.getaddrinfo("kubernetes.default.svc.cluster.local", 443)
 """
 ASK = """
 import sys, urllib.request
@@ -72,6 +76,11 @@ def ip(namespace: str, *what: str) -> str:
     found = json.loads(kubectl("-n", namespace, "get", "pods", *what, "-o", "json"))
     pod = found["items"][0] if "items" in found else found
     return str(pod["status"]["podIP"])
+
+
+@pytest.fixture(scope="module")
+def api_server() -> str:
+    return kubectl("-n", "default", "get", "service", "kubernetes", "-o", "jsonpath={.spec.clusterIP}")
 
 
 @pytest.fixture(scope="module")
@@ -127,11 +136,13 @@ def test_a_canary_is_promoted_behind_the_policies(guarded: Cluster, controller_i
     assert answers().failed == 0
 
 
-def test_the_controller_reaches_what_it_reads_and_nothing_else(guarded: Cluster, predictor: str) -> None:
+@pytest.mark.usefixtures("guarded")
+def test_the_controller_reaches_what_it_reads_and_nothing_else(predictor: str, api_server: str) -> None:
     gateway = ip("kourier-system", "-l", "app=3scale-kourier-gateway")
     opens(SYSTEM, CONTROLLER, gateway, 9000)
     opens(SYSTEM, CONTROLLER, ip(SERVING, predictor.removeprefix("pod/")), 8080)
-    opens(SYSTEM, CONTROLLER, *API_SERVER)
+    opens(SYSTEM, CONTROLLER, api_server, API_SERVER_PORT)
+    python(SYSTEM, CONTROLLER, RESOLVE)
     closes(SYSTEM, CONTROLLER, ip(ELSEWHERE, "stranger"), STRANGER_PORT)
 
 
@@ -160,12 +171,13 @@ def test_a_predictor_is_reached_through_the_gateway_only(guarded: Cluster, predi
 
 
 @pytest.mark.usefixtures("guarded")
-def test_a_predictor_gets_out_to_neither_the_api_server_nor_other_pods(predictor: str) -> None:
-    stranger = ip(ELSEWHERE, "stranger")
-    opens(ELSEWHERE, "neighbour", *API_SERVER)
-    opens(ELSEWHERE, "neighbour", stranger, STRANGER_PORT)
-    closes(SERVING, predictor, *API_SERVER)
-    closes(SERVING, predictor, stranger, STRANGER_PORT)
+def test_a_predictor_gets_out_to_dns_but_neither_to_the_api_server_nor_to_other_pods(
+    predictor: str, api_server: str
+) -> None:
+    for address, port in ((api_server, API_SERVER_PORT), (ip(ELSEWHERE, "stranger"), STRANGER_PORT)):
+        opens(ELSEWHERE, "neighbour", address, port)
+        closes(SERVING, predictor, address, port)
+    python(SERVING, predictor, RESOLVE)
 
 
 def test_the_store_is_read_by_its_own_namespace_and_by_those_with_the_label(
