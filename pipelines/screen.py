@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from datetime import UTC, datetime
 from typing import Any, Final
 
-from rich.console import Console, Group, RenderableType
+from rich.console import Console
 from rich.live import Live
 from rich.table import Table
 from rich.text import Text
@@ -41,18 +41,14 @@ class Screen:
     ) -> None:
         if self._live is None:
             if rollout is not None:
-                self._plain(rollout)
+                self._plain(rollout, problem)
             return
-        parts: list[RenderableType] = [_steps(progress)]
-        if rollout is not None:
-            parts.append(view.view(rollout, windows, datetime.now(UTC)))
-        if problem is not None:
-            parts.append(Text(problem, style="bold red"))
-        self._live.update(Group(*parts), refresh=True)
+        self._live.update(view.live(rollout, windows, problem, datetime.now(UTC), _steps(progress)), refresh=True)
 
-    def _plain(self, rollout: ModelRollout) -> None:
+    def _plain(self, rollout: ModelRollout, problem: str | None) -> None:
         before, at = self._printed or (None, time.monotonic())
-        lines = view.plain(before.status if before else None, rollout.status, since_s=time.monotonic() - at)
+        since_s = time.monotonic() - at
+        lines = view.plain(before.status if before else None, rollout.status, since_s=since_s, problem=problem)
         if lines:
             self._printed = rollout, time.monotonic()
             self._console.print(Text("\n".join(f"  {line}" for line in lines)), soft_wrap=True)

@@ -8,7 +8,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
@@ -358,17 +358,22 @@ def rate(traffic: str) -> float:
 
 def _watched(platform: Platform, name: str) -> ModelRollout:
     """The rollout at its end, shown until then; what was seen last while the platform is away for a moment."""
-    seen = rollout_named(platform, name), platform.windows(name, last=view.WINDOWS)
+
+    def look() -> view.Look:
+        return rollout_named(platform, name), platform.windows(name, last=view.WINDOWS), platform.problem()
+
+    seen = look()
     seen_s = time.monotonic()
 
-    def read() -> tuple[ModelRollout, Sequence[dict[str, object]]]:
+    def read() -> view.Look:
         nonlocal seen, seen_s
         try:
-            seen = rollout_named(platform, name), platform.windows(name, last=view.WINDOWS)
+            seen = look()
             seen_s = time.monotonic()
-        except TryAgain:
+        except TryAgain as error:
             if time.monotonic() - seen_s > AWAY_S:
                 raise
+            return *seen[:2], str(error)
         return seen
 
     return view.follow(

@@ -48,6 +48,8 @@ _PHASE_STYLE: Final = {
 _SPARKS: Final = " ▁▂▃▄▅▆▇█"
 
 Documents = Sequence[Mapping[str, Any]]
+Look = tuple[ModelRollout, Documents, str | None]
+"""A rollout, its timeline or the end of it, and the platform's problem."""
 
 
 def view(rollout: ModelRollout, windows: Documents, now: datetime) -> RenderableType:
@@ -228,10 +230,11 @@ def _history(history: Sequence[HistoryEntry]) -> Text:
     return lines
 
 
-def plain(before: Status | None, status: Status, *, since_s: float) -> list[str]:
+def plain(before: Status | None, status: Status, *, since_s: float, problem: str | None = None) -> list[str]:
     """The lines to print when `before`, printed `since_s` seconds ago, has become `status`.
 
-    Every change of phase or stage is a line; without one there is a line of progress every 5 seconds.
+    Every change of phase or stage is a line; without one there is a line of progress every 5 seconds, or the
+    platform's `problem`, if it has one.
     """
     known = len(before.history) if before is not None else 0
     lines = [
@@ -240,6 +243,8 @@ def plain(before: Status | None, status: Status, *, since_s: float) -> list[str]
     ]
     if lines or (before is not None and (since_s < PLAIN_S or status.phase.terminal)):
         return lines
+    if problem is not None and not status.phase.terminal:
+        return [f"  {words.sentence(problem)}"]
     if status.stage is None:
         return [f"  {status.phase}: {words.sentence(status.reason)}"]
     return [
@@ -254,8 +259,20 @@ def utc_now() -> datetime:
     return datetime.now(UTC)
 
 
+def live(
+    rollout: ModelRollout | None, windows: Documents, problem: str | None, now: datetime, *above: RenderableType
+) -> Group:
+    """A screen of a live view: what is `above`, the rollout if there is one, what keeps the platform from work."""
+    parts = [*above]
+    if rollout is not None:
+        parts.append(view(rollout, windows, now))
+    if problem is not None and (rollout is None or not rollout.status.phase.terminal):
+        parts.append(Text(words.sentence(problem), "bold red"))
+    return Group(*parts)
+
+
 def follow(
-    read: Callable[[], tuple[ModelRollout, Documents]],
+    read: Callable[[], Look],
     *,
     console: Console,
     until: Callable[[ModelRollout], bool],
@@ -263,20 +280,21 @@ def follow(
     interval_s: float = 0.5,
     clock: Callable[[], datetime] = utc_now,
 ) -> ModelRollout:
-    """Show the rollout until `until` says so; return it as last read. An interrupt leaves the terminal as it was."""
+    """Show what `read` gives until `until` says so; return the rollout as last read. An interrupt leaves the terminal
+    as it was."""
     if not console.is_terminal:
         return _follow_plain(read, console=console, until=until, sleep=sleep, interval_s=interval_s, clock=clock)
-    with Live(console=console, auto_refresh=False) as live:
+    with Live(console=console, auto_refresh=False) as screen:
         while True:
-            rollout, windows = read()
-            live.update(view(rollout, windows, clock()), refresh=True)
+            rollout, windows, problem = read()
+            screen.update(live(rollout, windows, problem, clock()), refresh=True)
             if until(rollout):
                 return rollout
             sleep(interval_s)
 
 
 def _follow_plain(
-    read: Callable[[], tuple[ModelRollout, Documents]],
+    read: Callable[[], Look],
     *,
     console: Console,
     until: Callable[[ModelRollout], bool],
@@ -287,8 +305,8 @@ def _follow_plain(
     printed: Status | None = None
     printed_at = clock()
     while True:
-        rollout, _ = read()
-        lines = plain(printed, rollout.status, since_s=(clock() - printed_at).total_seconds())
+        rollout, _, problem = read()
+        lines = plain(printed, rollout.status, since_s=(clock() - printed_at).total_seconds(), problem=problem)
         if lines:
             printed, printed_at = rollout.status, clock()
             console.print(Text("\n".join(lines)), soft_wrap=True)

@@ -23,7 +23,7 @@ def test_the_plugin_steers_a_rollout(released: Cluster) -> None:
     assert plugin(released, "resume", "steered")[0] == 0
     assert plugin(released, "abort")[0] == 0
     code, said = plugin(released, "watch", "steered")
-    assert code == 1 and said.endswith("RolledBack: aborted by request\n")
+    assert code == 1 and said.endswith("RolledBack: Aborted by request.\n")
     assert "nothing was changed" in plugin(released, "promote", "steered")[1]
 
 

@@ -122,6 +122,19 @@ def test_a_supervisor_killed_while_rolling_back_rolls_back(here, models):
     assert tally.failed == by_revision(tally)[ended.status.candidate_revision], shown(tally)
 
 
+def test_a_supervisor_that_gets_nothing_done_is_told(here, monkeypatch):
+    monkeypatch.setattr(client, "SILENT_S", 1.0)
+    pid = client.supervisor_pid(here.path)
+    here.wait(lambda: here.platform.problem() is None, "a look at the platform")
+    os.kill(pid, signal.SIGSTOP)
+    try:
+        here.wait(here.platform.problem, "the problem")
+        assert "gets nothing done" in here.platform.problem()
+    finally:
+        os.kill(pid, signal.SIGCONT)
+    here.wait(lambda: here.platform.problem() is None, "a look at the platform")
+
+
 def test_gateway_and_stable_server_come_back_and_the_rollout_ends_right(here, models):
     with traffic(here, models / "1") as tally:
         rollout = here.request(models / "4", plan=QUICK.model_copy(update={"checks": Checks.NONE}))
@@ -211,7 +224,7 @@ def test_the_commands_tell_the_whole_story(tmp_path, models, monkeypatch, capsys
         drilled = serin("drill", "errors", "--traffic", "50")
         assert "user requests the bad candidate saw: 0; failed in all: 0 of " in drilled.splitlines()[-1]
         assert json.loads(next((tmp_path / "runs").glob("drill-errors-*/load.json")).read_text())["failed"] == 0
-        assert "refused at 0 % traffic" in serin("history")
-        assert serin("watch", code=1).splitlines()[-1].startswith("RolledBack: refused")
+        assert "Refused at 0 % traffic" in serin("history")
+        assert serin("watch", code=1).splitlines()[-1].startswith("RolledBack: Refused")
         assert serin("down").startswith("stopped ")
         assert serin("down") == "nothing was running\n"

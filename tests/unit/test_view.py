@@ -152,7 +152,7 @@ def test_follow_ends_with_the_last_reading(stories, terminal):
     def read():
         frame = next(frames)
         clock[0] = frame.now
-        return frame.rollout, frame.windows
+        return frame.rollout, frame.windows, None
 
     out = io.StringIO()
     ended = follow(
@@ -169,6 +169,29 @@ def test_follow_ends_with_the_last_reading(stories, terminal):
     assert ("\x1b" in text) is terminal
 
 
+@pytest.mark.parametrize("terminal", [True, False])
+def test_what_keeps_the_platform_from_work_is_told_until_the_end(stories, terminal):
+    frames = iter(stories["promoted"])
+    clock = [rollouts.START]
+
+    def read():
+        frame = next(frames)
+        clock[0] = frame.now
+        return frame.rollout, frame.windows, "no supervisor works"
+
+    out = io.StringIO()
+    ended = follow(
+        read,
+        console=Console(file=out, force_terminal=terminal, width=100),
+        until=lambda rollout: rollout.status.phase.terminal,
+        sleep=lambda _: None,
+        clock=lambda: clock[0],
+    )
+    assert ended.status.phase is Phase.PROMOTED
+    before, _, after = out.getvalue().rpartition("Promoted")
+    assert "No supervisor works." in before and "No supervisor works." not in after
+
+
 def test_an_interrupt_gives_the_cursor_back_and_goes_on():
     def interrupted(_: float) -> None:
         raise KeyboardInterrupt
@@ -176,7 +199,7 @@ def test_an_interrupt_gives_the_cursor_back_and_goes_on():
     out = io.StringIO()
     with pytest.raises(KeyboardInterrupt):
         follow(
-            lambda: (rollouts.rollout(), []),
+            lambda: (rollouts.rollout(), [], None),
             console=Console(file=out, force_terminal=True, width=100),
             until=lambda _: False,
             sleep=interrupted,
