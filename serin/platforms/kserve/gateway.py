@@ -71,14 +71,14 @@ class EnvoyTelemetry:
         self._gateways, self._predictors = gateways, predictors
         self._http = urllib3.PoolManager(timeout=urllib3.Timeout(connect=1, read=2), retries=False, maxsize=16)
         self._lock = threading.Lock()
-        self._stats: dict[str, envoy.GatewayStats] | None = None
+        self._stats: Mapping[str, envoy.GatewayStats] | str = ""
         self._read_s = 0.0
         self._asked_s = -math.inf
         self._told: dict[tuple[str, str], _Told] = {}
 
     def counts(self, namespace: str, stable: str, candidate: str) -> Counts | None:
         at_s, gateways = self._scraped()
-        if gateways is None:
+        if isinstance(gateways, str):
             return None
         nothing = envoy.ClusterStats()
         read: dict[str, Series] = {}
@@ -93,9 +93,10 @@ class EnvoyTelemetry:
         return Counts(at_s, read, active)
 
     def problem(self, namespace: str, stable: str) -> str | None:
-        return None if self._scraped()[1] is not None else "the gateway's counters cannot be read"
+        gateways = self._scraped()[1]
+        return gateways if isinstance(gateways, str) else None
 
-    def _scraped(self) -> tuple[float, Mapping[str, envoy.GatewayStats] | None]:
+    def _scraped(self) -> tuple[float, Mapping[str, envoy.GatewayStats] | str]:
         """What all gateways count and since when that is true, one answer for all who ask at about the same time."""
         with self._lock:
             if time.monotonic() - self._asked_s > SCRAPE_S:
@@ -103,23 +104,26 @@ class EnvoyTelemetry:
                 self._stats = self._scrape()
             return self._read_s, self._stats
 
-    def _scrape(self) -> dict[str, envoy.GatewayStats] | None:
-        """By pod; None when there is none, or one does not tell. One that is going away may keep silent."""
+    def _scrape(self) -> Mapping[str, envoy.GatewayStats] | str:
+        """By pod; what is wrong when there is none, or one does not tell. One that is going away may keep silent."""
         read: dict[str, envoy.GatewayStats] = {}
         for pod in _running(self._gateways()):
             query = urlencode({"usedonly": "", "filter": STATS_FILTER})
             address = f"http://{pod['status']['podIP']}:{STATS_PORT}/stats/prometheus?{query}"
             try:
                 answer = self._http.request("GET", address)
-                problem = None if answer.status == 200 else f"it answers {answer.status}"
+                silence = None if answer.status == 200 else f"it answers {answer.status}"
             except urllib3.exceptions.HTTPError as error:
-                problem = str(error)
-            if problem is None:
+                not_reached = f"it is not reached ({type(error).__name__})"
+                silence = f"{not_reached}; see whether a network policy keeps serin's controller out"
+            if silence is None:
                 read[pod["metadata"]["uid"]] = envoy.parse(answer.data.decode())
             elif "deletionTimestamp" not in pod["metadata"]:
-                _log.warning("gateway %s does not tell its counts: %s", pod["metadata"]["name"], problem)
-                return None
-        return read or None
+                name = pod["metadata"]["name"]
+                problem = f"gateway pod {name} does not tell its counts at port {STATS_PORT}: {silence}"
+                _log.warning("%s", problem)
+                return problem
+        return read or "no pod of the gateway runs"
 
     def _predictor_counts(self, namespace: str, revision: str) -> dict[str, Series]:
         """By process, as each last told: what one that is silent counts meanwhile comes with its next answer.
