@@ -143,6 +143,11 @@ def unwatched(status: Status, reason: str, now: datetime) -> Status:
     return _move(status, Phase.ROLLING_BACK, now, f"stopped by {reason}", traffic=0)
 
 
+def refused(status: Status, reason: str, now: datetime) -> Status:
+    """When what a rollout needs before its first traffic is refused, which is for its author to fix."""
+    return _move(status, Phase.ROLLING_BACK, now, f"stopped: {reason}")
+
+
 def _counted(status: Status, windows: tuple[Window, ...]) -> Status:
     """Add the answers in `windows`; those under the split in force also give the observed share."""
     stage_requests = _plus(status.stage_requests, [each for each in windows if each.share == status.traffic / 100])

@@ -28,7 +28,7 @@ from serin.platforms.kserve.api import Api, Conflict, Unavailable
 from serin.platforms.kserve.choreography import Change, Create, Delete, Patch, next_change
 from serin.platforms.kserve.gateway import Checks, Gateway, Telemetry
 from serin.platforms.kserve.step import Seen, memory, step
-from serin.reconcile import Action, RunChecks, SetSplit, unwatched
+from serin.reconcile import Action, RunChecks, SetSplit, refused, unwatched
 from serin.rollout import ModelRollout, Phase, Status
 from serin.telemetry.tally import Counts
 from serin.turns import active_rollouts
@@ -229,6 +229,9 @@ class Controller:
             self._metrics.errors.labels(Failure.REFUSED).inc()
             if self._say(document, str(error)):
                 self._guarded(document, self._event, document, "Warning", "Refused", str(error))
+            if rollout.status.phase in (Phase.DARK, Phase.CHECKING):
+                now = datetime.now(UTC)
+                self._guarded(document, self._store, rollout, document, refused(rollout.status, str(error), now), now)
             return TICK_S
         except Exception as error:
             # one broken rollout must neither stop the others nor leave users with a candidate nobody watches

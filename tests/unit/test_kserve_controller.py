@@ -19,6 +19,7 @@ from serin.controller.controller import (
     generation_changed,
     service_of,
 )
+from serin.errors import UserError
 from serin.platforms.kserve import objects, service
 from serin.platforms.kserve.api import Conflict, Unavailable
 from serin.rollout import Check
@@ -86,7 +87,7 @@ class FakeApi:
         if path == objects.services():
             items = [self._service()] if self.fake.exists else []
         else:
-            items = copy.deepcopy(list(self.objects.values()))
+            items = copy.deepcopy([each for each in self.objects.values() if each.get("kind") == "ModelRollout"])
         return {"items": items, "metadata": {"resourceVersion": "0"}}
 
     def create(self, path: str, document: dict[str, Any]) -> dict[str, Any]:
@@ -289,6 +290,29 @@ def test_what_another_version_added_to_the_status_is_passed_over(world: World, p
     for part in (status, status["requests"], status["history"][0], platform, platform["predictors"]):
         part["newer"] = 1
     assert world.until("Promoted", "RolledBack", "Failed")["phase"] == "Promoted"
+
+
+def test_what_is_refused_at_0_percent_ends_the_rollout_with_the_reason(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def patch(path: str, document: dict[str, Any]) -> dict[str, Any]:
+        if path == objects.services("serving", "churn"):
+            raise UserError("PATCH churn: admission webhook denied the request: no storage but ours")
+        return real(path, document)
+
+    real = world.api.patch
+    monkeypatch.setattr(world.api, "patch", patch)
+    world.api.add(SPEC)
+    status = world.until("RolledBack", rounds=10)
+    assert status["reason"] == ("stopped: PATCH churn: admission webhook denied the request: no storage but ours")
+    assert world.fake.percent is None
+
+
+def test_recorded_requests_that_are_none_end_the_rollout_with_the_reason(world: World) -> None:
+    path = objects.config_map("serving", "churn-requests")
+    world.api.objects[path] = {"metadata": {"name": "churn-requests"}, "data": {"requests.json": "{}"}}
+    world.api.add(SPEC)
+    assert "requests.json is not a list" in world.until("RolledBack", rounds=60)["reason"]
 
 
 def test_a_stale_view_is_refused_and_looked_at_again(world: World) -> None:

@@ -95,7 +95,7 @@ def refusal(service: Service | None, candidate: Candidate) -> str | None:
     if service.refused is not None:
         return f"KServe does not accept {name} as it is ({service.refused}); mend it first."
     if _holds(service.predictor, candidate_predictor(service, candidate)):
-        return f"{name} serves this candidate already (KServe fills in what it leaves out); nothing is to be released."
+        return f"{name} serves this candidate already (KServe fills in what it leaves out), there is nothing to do."
     return None
 
 
