@@ -6,13 +6,19 @@ import subprocess
 import time
 from os import environ
 
-from cluster import QUICK, SERVICE, SYSTEM, Answers, Cluster, kubectl, wait
+from cluster import QUICK, SERVICE, Answers, Cluster, kubectl, wait
 
 LONG = {**QUICK, "stages": [{"traffic": 20, "minSeconds": 600, "margin": 3}]}
 ONE_STAGE = {**QUICK, "stages": [{"traffic": 20, "minSeconds": 8, "margin": 9}]}
 FORTY_SECONDS = {**QUICK, "stages": [{"traffic": 20, "minSeconds": 40, "margin": 9}]}
-CONTROLLER = "app.kubernetes.io/name=serin-controller"
-PHASES = ("Dark", "Checking", "Progressing", "Baking")
+CONTROLLER = "-m serin[.]controller"
+PHASES = {"Dark", "Checking", "Waiting", "Progressing", "Baking"}
+
+
+def signal_process(*arguments: str) -> None:
+    """SIGNAL_PROCESS is the command that sends signals to the node's processes, such as `docker exec NODE pkill`."""
+    command = shlex.split(environ.get("SIGNAL_PROCESS", shutil.which("pkill") or "pkill"))
+    subprocess.run([*command, *arguments], check=True)
 
 
 def stable_alone(released: Cluster, before: str) -> None:
@@ -31,19 +37,42 @@ def at_20(released: Cluster, name: str) -> None:
     time.sleep(3)
 
 
-def test_a_controller_killed_in_every_phase(released: Cluster, controller_image: str) -> None:
+def kill_controller(released: Cluster, phase: str) -> None:
+    signal_process("-KILL", "-f", "--", CONTROLLER)
+    released.tell(f"  controller killed in {phase}")
+
+
+def switch(released: Cluster, rollout: str, what: str) -> None:
+    kubectl("-n", released.namespace, "patch", "mro", rollout, "--type=merge", "-p", f'{{"spec":{{"{what}":true}}}}')
+
+
+def test_a_controller_killed_in_every_phase_forward(released: Cluster, controller_image: str) -> None:
+    left = set(PHASES)
     with released.load(controller_image) as answers:
-        released.rollout("killed", "v4", plan=ONE_STAGE)
-        for phase in PHASES:
-            status = released.until("killed", phase, "Promoted")
-            if status["phase"] == phase:
-                killed = kubectl("-n", SYSTEM, "delete", "pod", "-l", CONTROLLER, "--grace-period=0", "--force")
-                assert "deleted" in killed
-                released.tell(f"  controller killed in {phase}")
-        status = released.ended("killed")
+        released.rollout("killed", "v4", plan=ONE_STAGE, approval="beforeTraffic")
+        while (phase := released.until("killed", *left, "Promoted")["phase"]) != "Promoted":
+            left.remove(phase)
+            kill_controller(released, phase)
+            if phase == "Waiting":
+                switch(released, "killed", "approved")
     released.tell(f"  {answers().words()}")
-    assert status["phase"] == "Promoted"
+    assert left <= {"Checking"}  # it may be over before it is seen
     all_answered(answers())
+
+
+def test_a_controller_killed_on_the_way_back(released: Cluster, controller_image: str) -> None:
+    before = released.serving()
+    with released.load(controller_image) as answers:
+        released.rollout("killed-back", "v5", plan=LONG)
+        at_20(released, "killed-back")
+        switch(released, "killed-back", "abort")
+        released.until("killed-back", "RollingBack")
+        kill_controller(released, "RollingBack")
+        status = released.ended("killed-back")
+    released.tell(f"  {answers().words()}")
+    assert status["phase"] == "RolledBack"
+    all_answered(answers())
+    stable_alone(released, before)
 
 
 def test_the_gateway_restarts_during_a_stage(released: Cluster, controller_image: str) -> None:
@@ -78,17 +107,15 @@ def test_kserves_webhook_is_down_when_traffic_has_to_move(released: Cluster, con
 
 
 def test_the_api_server_does_not_answer_for_a_minute(released: Cluster, controller_image: str) -> None:
-    """SIGNAL_API_SERVER is the command that sends a signal to it, such as `docker exec NODE pkill` with kind."""
-    command = shlex.split(environ.get("SIGNAL_API_SERVER", shutil.which("pkill") or "pkill"))
     with released.load(controller_image) as answers:
         released.rollout("api-server", "v7", plan=FORTY_SECONDS)
         at_20(released, "api-server")
-        subprocess.run([*command, "-STOP", "-x", "kube-apiserver"], check=True)
+        signal_process("-STOP", "-x", "kube-apiserver")
         try:
             released.tell("  API server stopped")
             time.sleep(60)
         finally:
-            subprocess.run([*command, "-CONT", "-x", "kube-apiserver"], check=True)
+            signal_process("-CONT", "-x", "kube-apiserver")
         released.tell("  API server goes on")
         wait("the API server answers", lambda: "ok" in kubectl("get", "--raw", "/readyz", check=False), 120)
         status = released.ended("api-server")
@@ -106,7 +133,7 @@ def test_somebody_changes_the_service_in_the_middle(released: Cluster, controlle
         released.tell(f"  kubectl patch: {told.strip()}")
         label = kubectl("-n", released.namespace, "label", "inferenceservice", SERVICE, "team=blue", check=False)
         released.tell(f"  kubectl label: {label.strip()}")
-        kubectl("-n", released.namespace, "patch", "mro", "foreign", "--type=merge", "-p", '{"spec":{"abort":true}}')
+        switch(released, "foreign", "abort")
         status = released.ended("foreign")
     released.tell(f"  {answers().words()}")
     assert "denied" in told
