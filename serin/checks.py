@@ -86,7 +86,8 @@ def compare(
     if recorded is not None:
         checks.append(_parity(candidate, recorded))
     if stable is not None:
-        checks.append(_latency(candidate, stable))
+        times_s = [[answer.latency_s for answer in answers if answer.good] for answers in (candidate, stable)]
+        checks.append(latency(*times_s))
         checks.append(_spread(scores, [answer.score for answer in stable if answer.score is not None]))
     return tuple(checks)
 
@@ -116,12 +117,11 @@ def _parity(candidate: Sequence[Answer], recorded: Sequence[float]) -> Check:
     )
 
 
-def _latency(candidate: Sequence[Answer], stable: Sequence[Answer]) -> Check:
-    ours = [answer.latency_s for answer in candidate if answer.good]
-    theirs = [answer.latency_s for answer in stable if answer.good]
-    if not ours or not theirs:
-        return Check(name="latency", passed=bool(ours), detail="no answers to compare")
-    slow, base = median(ours), median(theirs)
+def latency(candidate_s: Sequence[float], stable_s: Sequence[float]) -> Check:
+    """The verdict on the times that good answers took, in seconds."""
+    if not candidate_s or not stable_s:
+        return Check(name="latency", passed=bool(candidate_s), detail="no answers to compare")
+    slow, base = median(candidate_s), median(stable_s)
     return Check(
         name="latency",
         passed=slow <= SLOWER * base or slow - base <= SLOWER_AT_LEAST_S,

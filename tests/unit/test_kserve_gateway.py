@@ -12,7 +12,17 @@ from typing import Any
 import pytest
 
 from serin.platforms.kserve import gateway as module
-from serin.platforms.kserve.gateway import REVISION, SCRAPE_S, SILENT_S, EnvoyTelemetry, kept_of_pod, revision_of
+from serin.platforms.kserve.gateway import (
+    REVISION,
+    SCRAPE_S,
+    SILENT_S,
+    EnvoyTelemetry,
+    Gateway,
+    Where,
+    kept_of_pod,
+    revision_of,
+)
+from serin.rollout import Check
 from serin.telemetry.tally import Tally, add, counters
 
 HERE, NOWHERE = "127.0.0.1", "127.0.0.9"
@@ -216,3 +226,81 @@ def test_of_a_pod_only_what_is_needed_is_kept() -> None:
     assert revision_of(kept) == ("serving", "churn-1")
     assert len(json.dumps(kept)) < 400
     assert not {"managedFields", "spec"} & set(itertools.chain(kept, kept["metadata"]))
+
+
+class Candidates:
+    """Both revisions behind one gateway, told apart by the Host header. `hangs` never answer."""
+
+    def __init__(self) -> None:
+        self.asked: list[tuple[str, str]] = []
+        self.codes = {"latest-x": 200, "prev-x": 200}
+        self.hangs: set[str] = set()
+        self.ended = threading.Event()
+        world = self
+
+        class Handler(BaseHTTPRequestHandler):
+            def do_GET(self) -> None:
+                host = self.headers["Host"]
+                world.asked.append((host, self.path))
+                if host in world.hangs:
+                    world.ended.wait(20)
+                self.send_response(world.codes[host])
+                self.end_headers()
+
+            do_POST = do_GET
+
+            def log_message(self, format: str, *args: object) -> None:
+                """A test reads what was asked from `asked`."""
+
+        self.http = ThreadingHTTPServer((HERE, 0), Handler)
+        threading.Thread(target=self.http.serve_forever, args=(0.01,), daemon=True).start()
+
+    def get(self, path: str) -> dict[str, Any] | None:
+        """As the API server tells of the gateway's Service."""
+        return {"spec": {"clusterIP": f"{HERE}:{self.http.server_address[1]}"}}
+
+    def check(self, bodies: int = 0) -> dict[str, Check]:
+        api: Any = self
+        gateway = Gateway(api, Where())
+        found = gateway.check("churn", "http://latest-x", "http://prev-x", [{}] * bodies, timeout_s=0.1)
+        return {each.name: each for each in found}
+
+
+@pytest.fixture
+def candidates() -> Iterator[Candidates]:
+    found = Candidates()
+    yield found
+    found.ended.set()
+    found.http.shutdown()
+    found.http.server_close()
+
+
+def test_a_good_candidate_passes_its_checks(candidates: Candidates) -> None:
+    found = candidates.check(bodies=30)
+    assert [name for name, each in found.items() if each.passed] == ["ready", "answers", "latency"]
+    assert found["ready"].detail == "20 of 20 say that the model is ready"
+
+
+def test_requests_that_stable_refuses_too_do_not_count(candidates: Candidates) -> None:
+    candidates.codes |= {"prev-x": 400, "latest-x": 400}
+    assert candidates.check(bodies=5)["answers"].detail == "0 of 0 recorded requests were answered"
+
+
+def test_a_candidate_that_hangs_keeps_the_checks_of_others_waiting_no_longer_than_needed(
+    candidates: Candidates,
+) -> None:
+    candidates.hangs = {"latest-x"}
+    found = candidates.check(bodies=200)
+    assert not any(each.passed for each in found.values())
+    assert found["ready"].detail == "0 of 3 say that the model is ready (others: no answer)"
+    assert candidates.asked.count(("latest-x", "/v1/models/churn")) == 3
+    assert len(candidates.asked) <= 9
+
+
+def test_without_a_gateway_the_check_names_it(candidates: Candidates, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(candidates, "get", lambda path: None)
+    (found,) = candidates.check(bodies=3).values()
+    assert (found.passed, found.detail) == (
+        False,
+        "there is no Service kourier in namespace kourier-system to send requests through",
+    )
