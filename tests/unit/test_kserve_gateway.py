@@ -5,7 +5,7 @@ import json
 import re
 import threading
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
@@ -37,7 +37,14 @@ def under_way(revision: str, count: int) -> str:
     return f'envoy_cluster_upstream_rq_active{{envoy_cluster_name="serving/{revision}"}} {count}\n'
 
 
-def pod(name: str, revision: str = "", ip: str = HERE, phase: str = "Running", **metadata: Any) -> dict[str, Any]:
+def pod(
+    name: str,
+    revision: str = "",
+    ip: str = HERE,
+    phase: str = "Running",
+    conditions: Sequence[dict[str, str]] = ({"type": "Ready", "status": "True"},),
+    **metadata: Any,
+) -> dict[str, Any]:
     whole = {
         "metadata": {
             "name": name,
@@ -50,7 +57,7 @@ def pod(name: str, revision: str = "", ip: str = HERE, phase: str = "Running", *
             **metadata,
         },
         "spec": {"containers": []},
-        "status": {"phase": phase, "podIP": ip, "conditions": []},
+        "status": {"phase": phase, "podIP": ip, "conditions": list(conditions)},
     }
     return kept_of_pod(whole)
 
@@ -207,6 +214,13 @@ def test_a_gateway_that_does_not_tell_makes_us_blind(world: World) -> None:
     assert world.counts() is None
     told = "gateway pod kourier-2 does not tell its counts at port [0-9]+: it is not reached .*network policy"
     assert re.match(told, world.telemetry.problem("serving", "churn-1") or "")
+
+
+def test_a_gateway_that_gets_no_requests_may_keep_silent(world: World) -> None:
+    """One replica that cannot start must not take every rollout back."""
+    crashing = {"type": "Ready", "status": "False", "reason": "ContainersNotReady"}
+    world.gateways.append(pod("kourier-2", ip=NOWHERE, conditions=[crashing]))
+    assert set(world.counts().read) == {"uid-kourier-1"}
 
 
 def test_a_gateway_that_is_going_away_may_keep_silent(world: World) -> None:

@@ -107,7 +107,8 @@ class EnvoyTelemetry:
             return self._read_s, self._stats
 
     def _scrape(self) -> Mapping[str, envoy.GatewayStats] | str:
-        """By pod; what is wrong when there is none, or one does not tell. One that is going away may keep silent."""
+        """By pod; what is wrong when there is none, or one does not tell. One that gets no new requests, as it is
+        going away or not ready, may keep silent."""
         read: dict[str, envoy.GatewayStats] = {}
         for pod in _running(self._gateways()):
             query = urlencode({"usedonly": "", "filter": STATS_FILTER})
@@ -120,7 +121,7 @@ class EnvoyTelemetry:
                 silence = f"{not_reached}; see whether a network policy keeps serin's controller out"
             if silence is None:
                 read[pod["metadata"]["uid"]] = envoy.parse(answer.data.decode())
-            elif "deletionTimestamp" not in pod["metadata"]:
+            elif "deletionTimestamp" not in pod["metadata"] and pod["status"]["ready"]:
                 name = pod["metadata"]["name"]
                 problem = f"gateway pod {name} does not tell its counts at port {STATS_PORT}: {silence}"
                 _log.warning("%s", problem)
@@ -189,7 +190,11 @@ def kept_of_pod(document: dict[str, Any]) -> dict[str, Any]:
     return {
         "metadata": {name: metadata[name] for name in names if name in metadata}
         | {"labels": {REVISION: revision_of(document)[1]}},
-        "status": {"phase": status.get("phase"), "podIP": status.get("podIP")},
+        "status": {
+            "phase": status.get("phase"),
+            "podIP": status.get("podIP"),
+            "ready": ("Ready", "True") in ((each["type"], each["status"]) for each in status.get("conditions", [])),
+        },
     }
 
 
@@ -243,11 +248,8 @@ class Gateway:
                     break
             return answers
 
-        checks = [
-            _count(
-                "ready", "say that the model is ready", [code for code, _ in ask(candidate, [None] * SMOKE_REQUESTS)]
-            )
-        ]
+        ready = ask(candidate, [None] * SMOKE_REQUESTS)
+        checks = [_count("ready", "say that the model is ready", [code for code, _ in ready])]
         if bodies:
             ours = ask(candidate, bodies)
             theirs = ask(stable, bodies[: len(ours)]) if stable else []
