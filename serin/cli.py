@@ -2,9 +2,11 @@
 
 import asyncio
 import copy
+import errno
 import json
 import math
 import signal
+import sqlite3
 import subprocess
 import sys
 import time
@@ -36,6 +38,7 @@ _SUMMARY: Final = 68
 AWAY_S: Final = 120.0
 """A watch goes on through an API server that is away no longer than this."""
 _PIPE_WIDTH: Final = 240
+_REFUSED: Final = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT)
 _POSITIVE: Final = click.FloatRange(0, min_open=True)
 
 
@@ -432,7 +435,8 @@ def kubectl_complete() -> None:
 
 
 def guarded(command: click.Command, name: str | None = None) -> None:
-    """Run a command; a user's mistake ends with one sentence and exit code 2."""
+    """Run a command; a user's mistake ends with one sentence and exit code 2, so do a file that may not be read or
+    written and a disk that is full."""
     try:
         command(prog_name=name, standalone_mode=False)
     except UserError as error:
@@ -441,6 +445,14 @@ def guarded(command: click.Command, name: str | None = None) -> None:
     except TryAgain as error:
         click.echo(f"serin: {error} Try again in {error.delay_s:.0f} s.", err=True)
         sys.exit(3)
+    except OSError as error:
+        if error.errno not in _REFUSED:
+            raise
+        click.echo(f"serin: {error.filename or 'a file'}: {error.strerror}.", err=True)
+        sys.exit(2)
+    except sqlite3.OperationalError as error:
+        click.echo(f"serin: the platform's serin.db cannot be used: {error}.", err=True)
+        sys.exit(2)
     except click.ClickException as error:
         error.show()
         sys.exit(error.exit_code)

@@ -1,5 +1,6 @@
 """The `serin` command: what it says, what it refuses, what it leaves alone. Releases are in tests/e2e."""
 
+import errno
 import sqlite3
 import subprocess
 import sys
@@ -233,6 +234,37 @@ def test_a_rollout_that_has_ended_is_left_alone(serin, store, command):
     before = store.rollouts()
     assert "Rollout churn-1 has ended (RolledBack); nothing was changed." in refused(serin(command))
     assert store.rollouts() == before
+
+
+@pytest.mark.parametrize(
+    ("error", "told"),
+    [
+        (PermissionError(errno.EACCES, "Permission denied", "/root/data.csv"), "/root/data.csv: Permission denied."),
+        (OSError(errno.ENOSPC, "No space left on device"), "a file: No space left on device."),
+        (sqlite3.OperationalError("database or disk is full"), "database or disk is full."),
+    ],
+)
+def test_what_the_machine_refuses_ends_in_one_sentence(error, told, serin, store, monkeypatch):
+    def refuses(_: Store) -> list[str]:
+        raise error
+
+    monkeypatch.setattr(client.Embedded, "rollouts", refuses)
+    assert told in refused(serin("status"))
+
+
+def test_an_error_of_our_own_keeps_its_traceback(serin, store, monkeypatch):
+    def broken(_: Store) -> list[str]:
+        raise FileNotFoundError(errno.ENOENT, "No such file or directory", "clusters.json")
+
+    monkeypatch.setattr(client.Embedded, "rollouts", broken)
+    with pytest.raises(FileNotFoundError):
+        serin("status")
+
+
+def test_a_supervisor_that_ends_at_once_is_told_at_once(tmp_path, monkeypatch):
+    monkeypatch.setattr(client.processes, "python", lambda *_: [sys.executable, "-c", "exit(1)"])
+    with pytest.raises(TryAgain, match=r"ended at once; .*supervisor\.log says why"):
+        client.up(tmp_path)
 
 
 # looking

@@ -96,17 +96,19 @@ def up(home: Path, *, timeout_s: float = START_S) -> str:
     """Start the platform, or find it running; return the address of its gateway.
 
     SERIN_PORT names the gateway's port on the first start (0: any free one; default 8080). Raises `TryAgain` when the
-    gateway does not answer within `timeout_s`.
+    supervisor ends, or the gateway does not answer within `timeout_s`.
     """
     home = home.resolve()
     port = os.environ.get("SERIN_PORT", "")
     if port and not (port.isdecimal() and int(port) < 2**16):
         raise UserError(f"SERIN_PORT={port} is no port; use a number from 0 to 65535.")
     store = Store(home)
+    log = home / "logs" / "supervisor.log"
+    supervisor = None
     if supervisor_pid(home) is None:
-        processes.spawn(
+        supervisor, _ = processes.spawn(
             processes.python("serin.platforms.embedded.supervisor", str(home)),
-            log=home / "logs" / "supervisor.log",
+            log=log,
             env={"SERIN_PORT": port} if port else {},
         )
     deadline = time.monotonic() + timeout_s
@@ -114,12 +116,12 @@ def up(home: Path, *, timeout_s: float = START_S) -> str:
         while time.monotonic() < deadline:
             if supervisor_pid(home) is not None and _ready(store):
                 return f"http://{LOCAL}:{store.setting('port')}"
+            if supervisor is not None and supervisor.poll():
+                raise TryAgain(f"The supervisor of {home} ended at once; {log} says why.", delay_s=5)
             time.sleep(0.05)
     finally:
         store.close()
-    raise TryAgain(
-        f"The gateway did not answer within {timeout_s:.0f} s; see {home / 'logs' / 'supervisor.log'}.", delay_s=5
-    )
+    raise TryAgain(f"The gateway did not answer within {timeout_s:.0f} s; {log} says why.", delay_s=5)
 
 
 def _ready(store: Store) -> bool:
