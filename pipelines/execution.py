@@ -7,7 +7,7 @@ import subprocess
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, suppress
 from pathlib import Path
 from typing import Any, Final, Protocol
 
@@ -59,7 +59,8 @@ class Local:
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
-            text=True,
+            encoding="utf-8",
+            errors="replace",
             env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1"},
         )
         execution = _LocalExecution(process, folder)
@@ -86,9 +87,10 @@ class _LocalExecution:
 
     def read(self, tell: Tell) -> None:
         assert self._process.stdout is not None  # noqa: S101 - it was asked for
-        with Path(self.log).open("w", encoding="utf-8") as out:
+        with Path(self.log).open("wb", buffering=0) as out:
             for line in self._process.stdout:
-                out.write(line)
+                with suppress(OSError):  # a full disk: the pipeline waits for whoever reads what it prints
+                    out.write(line.encode())
                 told = self.progress.feed(line, time.monotonic())
                 if told:
                     tell(told)

@@ -9,6 +9,7 @@ from components.shell import MARK
 
 _ANSI: Final = re.compile(r"\x1b\[[0-9;]*m")
 _STARTED: Final = re.compile(r"Executing task '(?P<task>[^']+)'")
+_RAISED: Final = re.compile(r"[\w.]*(Error|Exception): \S")
 _ENDED: Final = re.compile(r"Task '(?P<task>[^']+)' finished with status (?P<status>\w+)")
 
 
@@ -38,11 +39,12 @@ class Step:
 
 @dataclass(slots=True)
 class Progress:
-    """`mistake` is the one sentence of a user's mistake, None without one. What changes returns what to tell a reader
-    of plain text, None when that is nothing."""
+    """`mistake` is the one sentence of a user's mistake, None without one; `cause` the last exception that was printed
+    before a step failed. What changes returns what to tell a reader of plain text, None when that is nothing."""
 
     steps: dict[str, Step] = field(default_factory=dict)
     mistake: str | None = None
+    cause: str | None = None
 
     def feed(self, line: str, now_s: float) -> str | None:
         """Take one line of what kfp.local prints."""
@@ -54,6 +56,8 @@ class Progress:
             return self.start(started["task"], now_s)
         if ended := _ENDED.search(line):
             return self.end(ended["task"], ended["status"] == "SUCCESS", now_s)
+        if _RAISED.match(line) and not any(step.failed for step in self.steps.values()):
+            self.cause = line
         return None
 
     def start(self, task: str, now_s: float) -> str | None:

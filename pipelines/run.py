@@ -162,7 +162,8 @@ def _failure(execution: Execution) -> Exception:
         return UserError(execution.progress.mistake)
     failed = [step.name for step in execution.progress.steps.values() if step.state is not State.DONE]
     where = f"step {', '.join(failed)}" if failed else "the pipeline"
-    return TryAgain(f"{where} failed; the log is {execution.log}.", delay_s=0)
+    why = f" ({execution.progress.cause})" if execution.progress.cause else ""
+    return TryAgain(f"{where} failed{why}; the log is {execution.log}.", delay_s=0)
 
 
 def result_of(

@@ -443,7 +443,7 @@ def guarded(command: click.Command, name: str | None = None) -> None:
         click.echo(f"serin: {error}", err=True)
         sys.exit(2)
     except TryAgain as error:
-        click.echo(f"serin: {error} Try again in {error.delay_s:.0f} s.", err=True)
+        click.echo(f"serin: {error}" + (f" Try again in {error.delay_s:.0f} s." if error.delay_s else ""), err=True)
         sys.exit(3)
     except OSError as error:
         if error.errno not in _REFUSED:

@@ -39,6 +39,19 @@ def test_a_users_mistake_is_picked_out_of_the_log() -> None:
     assert progress.mistake == "Column churn is not there."
 
 
+def test_a_failed_step_names_the_exception_that_ended_it() -> None:
+    progress = Progress()
+    said = (
+        "ValueError: tried again",
+        "    OSError: [Errno 28] No space left on device",
+        *LINES[-2:],
+        "RuntimeError: p",
+    )
+    for line in (*LINES[:-2], *said):
+        progress.feed(line, 0.0)
+    assert progress.cause == "OSError: [Errno 28] No space left on device"
+
+
 def test_runs_of_a_task_are_counted_as_a_backend_tells_them() -> None:
     progress = Progress()
     looks = [(1, 0, 0), (2, 0, 0), (1, 1, 0), (0, 2, 0), (0, 2, 0), (1, 2, 0), (0, 2, 1)]
