@@ -39,8 +39,8 @@ class Step:
 
 @dataclass(slots=True)
 class Progress:
-    """`mistake` is the one sentence of a user's mistake, None without one; `cause` the last exception that was printed
-    before a step failed. What changes returns what to tell a reader of plain text, None when that is nothing."""
+    """`mistake` is the one sentence of a user's mistake, None without one; `cause` the last exception printed before
+    a step failed. What changes returns what to tell a reader of plain text, None when that is nothing."""
 
     steps: dict[str, Step] = field(default_factory=dict)
     mistake: str | None = None
