@@ -429,6 +429,22 @@ def test_a_first_model_that_fails_its_checks_is_removed() -> None:
     assert not cluster.fake.exists
 
 
+@pytest.mark.parametrize("model", ["v1", "v9"], ids=["the same", "another"])
+@pytest.mark.parametrize("phase", [Phase.DARK, Phase.CHECKING])
+def test_a_service_that_somebody_else_makes_or_takes_over_is_never_deleted(phase: Phase, model: str) -> None:
+    """As by an apply of both in one go: the rollout came first and took its model for the first one."""
+    cluster = Cluster(FakeKServe(exists=False), rollout("v1"))
+    cluster.run(lambda status: status.phase is phase)
+    predictor = {"minReplicas": 1, "model": {"modelFormat": {"name": "serin-onnx"}, "runtime": "serin-onnx"}}
+    predictor["model"] |= {"storageUri": model}  # type: ignore[operator]
+    cluster.fake.exists, cluster.fake.predictor, cluster.fake.percent = True, predictor, None
+    status = cluster.run(ticks=30)
+    assert status.phase is Phase.ROLLED_BACK
+    assert "somebody else" in status.reason
+    assert cluster.fake.exists
+    assert cluster.model() == {model}
+
+
 REFUSED: list[tuple[str, Callable[[FakeKServe], object]]] = [
     ("serves this candidate already", lambda fake: fake.ask("v3", percent=100).settle().ask(percent=None).settle()),
     ("canaryTrafficPercent 10", lambda fake: fake.ask("v8", percent=10).settle()),

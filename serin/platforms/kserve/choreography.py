@@ -169,6 +169,8 @@ def _promoting(status: Status) -> bool:
 
 def _candidate(service: Service, status: Status, predictors: Predictors, *, asked: bool) -> Revision | None:
     """Its name is empty while the patch is made and KServe has not created the revision."""
+    if status.phase is Phase.ROLLING_BACK and predictors.stable is None and not _made(service, status, asked=asked):
+        return None
     if service.percent is None and service.predictor == predictors.stable and service.settled:
         return None
     new = asked and service.created != (status.stable_revision or "")
@@ -177,6 +179,13 @@ def _candidate(service: Service, status: Status, predictors: Predictors, *, aske
     ready = name != "" and name == service.created == service.ready == latest
     failure = service.failure if not ready and name and service.failed_revision == name else None
     return Revision(name, ready=ready, failure=failure or (service.refused if asked else None))
+
+
+def _made(service: Service, status: Status, *, asked: bool) -> bool:
+    """Whether a rollout that found no service made this one, for its first model, and nobody took it over: it comes
+    with a P of 100, which only its promotion removes."""
+    promoted = any(entry.traffic == 100 for entry in status.history)
+    return asked and (service.percent == 100 or (service.percent is None and promoted))
 
 
 def _foreign_change(service: Service, status: Status, predictors: Predictors, *, asked: bool) -> str | None:
@@ -239,7 +248,7 @@ def _promote(service: Service, candidate: str) -> Change | None:
 def _retreat(service: Service, status: Status, predictors: Predictors, *, asked: bool) -> Change | None:
     """The way back, one step at a time."""
     if predictors.stable is None:
-        return Delete(service.resource_version) if asked else None
+        return Delete(service.resource_version) if _made(service, status, asked=asked) else None
     if service.predictor != predictors.stable:
         return _undo(service, status, predictors.stable)
     if service.percent is None:

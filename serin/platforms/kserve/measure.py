@@ -93,8 +93,13 @@ def measure(
         return after, None
     window = window_between(before.reading(stable, candidate), after.reading(stable, candidate))
     if not same_split or (counts.active is None and before.at_s - since_s < SETTLE_S):
-        return after, dataclasses.replace(window, share=None)
-    return after, without_probes(window) if after.at_s - since_s < SETTLE_S else window
+        window = dataclasses.replace(window, share=None)
+    elif after.at_s - since_s < SETTLE_S:
+        window = without_probes(window)
+    lag_s = counts.latency_lag_s
+    if lag_s is not None and (window.share is None or before.at_s - since_s < SETTLE_S + lag_s):
+        window = _without_latencies(window)
+    return after, window
 
 
 def _old(before: Measured | None, tally: Tally, revision: str, active: Mapping[str, int] | None) -> int:
@@ -130,6 +135,13 @@ def without_probes(window: Window) -> Window:
         stable=_at_most(window.stable, window.candidate.requests / odds),
         candidate=_at_most(window.candidate, window.stable.requests * odds),
     )
+
+
+def _without_latencies(window: Window) -> Window:
+    """The window when the latencies in it are not those of its answers but also of earlier ones, split otherwise, and
+    of probes. Bets on latency compare how many fall to each revision, so they would take that for harm."""
+    stable, candidate = (dataclasses.replace(arm, latency={}) for arm in (window.stable, window.candidate))
+    return dataclasses.replace(window, stable=stable, candidate=candidate)
 
 
 def _at_most(arm: ArmCounts, requests: float) -> ArmCounts:
