@@ -37,7 +37,8 @@ class Names:
     """What a component calls its counts of requests. `revision` and `namespace` are labels of the series, or of the
     target's `target_info` where `joined`; without `namespace` the revision label holds "<namespace>/<revision>".
 
-    `latency` is a histogram, its edges times `unit_s` are seconds. `active` is a gauge.
+    `latency` is a histogram, its edges times `unit_s` are seconds. `active` is a gauge. `latency_lag_s` is that of
+    `Counts`.
     """
 
     component: str
@@ -49,6 +50,7 @@ class Names:
     latency: str | None = None
     unit_s: float = 1.0
     active: str | None = None
+    latency_lag_s: float | None = None
 
 
 KNOWN: Final = (
@@ -60,6 +62,7 @@ KNOWN: Final = (
         latency="envoy_cluster_upstream_rq_time_bucket",
         unit_s=0.001,
         active="envoy_cluster_upstream_rq_active",
+        latency_lag_s=5.0,  # Envoy brings histograms up to date once in a stats_flush_interval, counters at once
     ),
     Names(
         component="Knative 1.21 and later",
@@ -165,7 +168,8 @@ def counts(answers: Answers, namespace: str, stable: str, candidate: str) -> Cou
     active = dict.fromkeys(arms.values(), 0)
     for each in answers.active:
         active[arms[each.labels[names.revision]]] += round(each.value)
-    return Counts(min(each.value for each in answers.times), read, active if answers.active else None)
+    at_s = min(each.value for each in answers.times)
+    return Counts(at_s, read, active if answers.active else None, names.latency_lag_s)
 
 
 def _label(names: Names, namespace: str, revision: str) -> str:

@@ -17,12 +17,15 @@ by status code or bucket of `serin.histograms`."""
 class Counts:
     """What had been counted of a rollout's two revisions at `at_s`, by the process that keeps the counts.
 
-    `active`: requests under way by revision; None where the source does not tell.
+    `active`: requests under way by revision; None where the source does not tell. `latency_lag_s`: where the gateway
+    counts latencies, how much later than answers it may show them; Knative's probes are among them. None where those
+    count them who give the answers.
     """
 
     at_s: float
     read: Mapping[str, Series]
     active: Mapping[str, int] | None = None
+    latency_lag_s: float | None = None
 
 
 class Tally(Stored):

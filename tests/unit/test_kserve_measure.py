@@ -62,6 +62,35 @@ def test_traffic_moves_before_the_status_says_so() -> None:
     assert (settled.stable.requests, settled.candidate.requests) == (80, 20)
 
 
+def test_latencies_of_a_gateway_that_tells_them_late_are_not_judged_by_a_split_they_are_not_of() -> None:
+    """Kourier's Envoy: histograms show what was counted up to 5 s ago, probes included. The split goes from 5 to 50 %
+    at 10 s; each look shows 100 more answers, and the latencies of the look before."""
+    before: Measured | None = None
+    kept = []
+    stable = candidate = 0
+    late: dict[str, Any] = {"r1 latency": {3: 0}, "r2 latency": {3: 0}}
+    for at_s in range(0, 45, 5):
+        share = 5 if at_s <= 10 else 50
+        stable, candidate = stable + 100 - share, candidate + share
+        read = {"kourier": codes(stable, candidate)["kourier"] | late}
+        late = {"r1 latency": {3: stable}, "r2 latency": {3: candidate}}
+        counts = Counts(float(at_s), read, {}, latency_lag_s=5.0)
+        before, window = measure(before, service(5 if at_s < 10 else 50), STATUS, counts, at_s)
+        if window is not None and window.stage != BEFORE:
+            told = tuple(sum(arm.latency.values()) for arm in (window.stable, window.candidate))
+            kept.append((window.start_s, window.share, told))
+    assert kept == [
+        (0, 0.05, (0, 0)),
+        (5, None, (0, 0)),
+        (10, 0.5, (0, 0)),
+        (15, 0.5, (0, 0)),
+        (20, 0.5, (0, 0)),
+        (25, 0.5, (50, 50)),
+        (30, 0.5, (50, 50)),
+        (35, 0.5, (50, 50)),
+    ]
+
+
 def test_answers_to_requests_that_an_earlier_split_routed_say_nothing_about_this_one() -> None:
     """Three requests are under way when the split is first seen in force; probes are counted as answers."""
     at = [float(second) for second in range(6)]
