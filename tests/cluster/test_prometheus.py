@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 import yaml
 
-from cluster import LENIENT, NO_CHECKS, STRICTER, SYSTEM, Cluster, fault, kubectl, plugin, pod_document
+from cluster import LENIENT, NO_CHECKS, STRICTER, SYSTEM, Cluster, fault, kubectl, plugin, pod_document, wait
 
 IMAGE = os.environ.get("PROMETHEUS_IMAGE", "quay.io/prometheus/prometheus:v3.5.0")
 NAMESPACE, NAME = "monitoring", "serin-test-prometheus"
@@ -104,22 +104,28 @@ def prometheus(scrape: dict[str, Any]) -> Iterator[None]:
 
 
 @contextmanager
-def controller_asks_it() -> Iterator[None]:
+def controller_asks_it(cluster: Cluster) -> Iterator[None]:
     """The controller restarted with `--prometheus`; then again without."""
-    path = "/spec/template/spec/containers/0/args"
 
-    def restart(arguments: list[str]) -> None:
-        change = json.dumps([{"op": "replace", "path": path, "value": arguments}])
-        kubectl("-n", SYSTEM, "patch", "deployment", "serin-controller", "--type=json", "-p", change)
+    def arguments(pod: dict[str, Any]) -> list[str]:
+        return list(pod["spec"]["containers"][0]["args"]) if pod else []
+
+    def leader() -> dict[str, Any]:
+        holder = cluster.get("lease", "serin-controller", SYSTEM)["spec"].get("holderIdentity")
+        return cluster.get("pod", holder.rpartition("_")[0], SYSTEM) if holder else {}
+
+    def restart(wanted: list[str]) -> None:
+        change = [{"op": "replace", "path": "/spec/template/spec/containers/0/args", "value": wanted}]
+        kubectl("-n", SYSTEM, "patch", "deployment", "serin-controller", "--type=json", "-p", json.dumps(change))
         kubectl("-n", SYSTEM, "rollout", "status", "deployment/serin-controller", "--timeout=120s")
+        wait("a controller started like this leads", lambda: arguments(leader()) == wanted)
 
-    document = json.loads(kubectl("-n", SYSTEM, "get", "deployment", "serin-controller", "-o", "json"))
-    (container,) = document["spec"]["template"]["spec"]["containers"]
+    before = arguments(cluster.get("deployment", "serin-controller", SYSTEM)["spec"]["template"])
     try:
-        restart([*container["args"], f"--prometheus={URL}"])
+        restart([*before, f"--prometheus={URL}"])
         yield
     finally:
-        restart(container["args"])
+        restart(before)
 
 
 @contextmanager
@@ -150,7 +156,7 @@ def source(request: pytest.FixtureRequest, released: Cluster) -> Iterator[str]:
             stack.enter_context(queue_proxies_tell())
             scrape = of_pods("queue-proxy", released.namespace, "serving.knative.dev/revision", 9091, "/metrics")
         stack.enter_context(prometheus(scrape))
-        stack.enter_context(controller_asks_it())
+        stack.enter_context(controller_asks_it(released))
         yield str(request.param)
 
 
