@@ -235,7 +235,8 @@ def _move(status: Status, phase: Phase, now: datetime, reason: str, **update: ob
     """Enter a phase or stage, and put that on record."""
     moved = status.model_copy(update={"phase": phase, "entered_at": now, "reason": reason, **update})
     if phase.terminal:
-        moved = moved.model_copy(update={"finished_at": now, "needs_requests": None, "needs_seconds": None})
+        over = {"finished_at": now, "needs_requests": None, "needs_seconds": None, "judge_state": None}
+        moved = moved.model_copy(update=over)
     entry = HistoryEntry(at=now, phase=phase, stage=moved.stage, traffic=moved.traffic, reason=reason)
     return moved.model_copy(update={"history": (*moved.history, entry)})
 

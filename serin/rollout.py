@@ -146,7 +146,7 @@ class Status(Stored):
     `traffic` is the candidate's wanted percent; `stage_requests` are the answers while it was in force in this stage,
     `observed_traffic` the candidate's percent of them. `entered_at` is when the phase, or the stage with its pauses,
     began; `would_roll_back_at` when the judge would have sent the candidate back, had it not been a dry run.
-    `judge_state` is the judge's own document, `platform` the platform's.
+    `judge_state` is the judge's own document, gone at the end; `platform` the platform's.
     """
 
     phase: Phase = Phase.PENDING

@@ -110,6 +110,17 @@ def test_of_one_service_the_oldest_acts_and_the_others_wait(folder):
     ]
 
 
+def test_one_that_has_begun_acts_whatever_the_order_of_names_made_in_one_second(folder):
+    begun = rollout("b", folder)
+    begun = begun.model_copy(update={"status": Status(phase=Phase.DARK)})
+    line = [rollout("a", folder), begun, rollout("c", folder)]
+    assert [(each.metadata.name, waits) for each, waits, _ in active_rollouts(line)] == [
+        ("b", None),
+        ("a", "b"),
+        ("c", "b"),
+    ]
+
+
 def test_a_superseding_rollout_ends_all_that_are_older(folder):
     line = [
         rollout("a", folder),

@@ -195,6 +195,9 @@ def test_a_rollout_is_promoted_with_events_and_conditions(world: World) -> None:
     assert conditions == {"Complete": "True", "Promoted": "True"}
     told = [reason for reason, _ in world.api.events]
     assert [name for name, _ in itertools.groupby(told)] == ["Dark", "Checking", "Progressing", "Baking", "Promoted"]
+    assert status["judgeState"] is None, "nobody reads it again, and it is most of the document"
+    assert status["platform"]["measured"] is None
+    assert status["evidence"]
     world.round()
     assert (
         "finalizers" not in world.api.objects[PATH]["metadata"]

@@ -78,7 +78,8 @@ def step(rollout: ModelRollout, seen: Seen, now: datetime) -> tuple[Status, tupl
             stable=dict(service.predictor) if service is not None else None,
             candidate=choreography.candidate_predictor(service, rollout.spec.candidate),
         )
-    document = Memory(predictors=predictors, measured=measured).model_dump(mode="json", by_alias=True)
+    kept = Memory(predictors=predictors, measured=None if after.phase.terminal else measured)
+    document = kept.model_dump(mode="json", by_alias=True)
     return after.model_copy(update={"platform": document}), actions
 
 
