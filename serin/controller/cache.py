@@ -44,6 +44,7 @@ class Cache:
         self._group, self._keep, self._matters = group, keep, matters
         self._lock = threading.Lock()
         self._groups: dict[Key, dict[Key, bytes]] = {}
+        self._group_of: dict[Key, Key] = {}
         self._upto = 0
         """The version up to which the watch has shown everything."""
         self.changed: Callable[[Key], object] = lambda _: None
@@ -79,6 +80,7 @@ class Cache:
         with self._lock:
             touched = self._groups.keys() | groups.keys()
             self._groups, self._upto = groups, int(version)
+            self._group_of = {name: group for group, members in groups.items() for name in members}
         self.filled.set()
         for group in touched:
             self.changed(group)
@@ -113,20 +115,20 @@ class Cache:
         """Whether something is there now that was not and that matters."""
         group, name = self._group(document), key(document)
         with self._lock:
-            members = self._groups.setdefault(group, {})
-            before: Document | None = orjson.loads(members[name]) if name in members else None
+            was = self._group_of.get(name)
+            before: Document | None = orjson.loads(self._groups[was][name]) if was is not None else None
             if event == "DELETED":
-                matters = before is not None and before["metadata"]["uid"] == document["metadata"]["uid"]
-                if matters:
-                    del members[name]
+                news = before is not None and before["metadata"]["uid"] == document["metadata"]["uid"]
             else:
-                newer = (self._upto if before is None else _version(before)) < _version(document)
-                matters = newer and (before is None or self._matters(before, document))
-                if newer:
-                    members[name] = self._kept(document)
-            if not members:
-                del self._groups[group]
-        return matters
+                news = (self._upto if before is None else _version(before)) < _version(document)
+            if news and was is not None:
+                del self._groups[was][name], self._group_of[name]
+                if not self._groups[was]:
+                    del self._groups[was]
+            if news and event != "DELETED":
+                self._groups.setdefault(group, {})[name] = self._kept(document)
+                self._group_of[name] = group
+        return news and (before is None or event == "DELETED" or self._matters(before, document))
 
 
 def _version(document: Document) -> int:

@@ -12,6 +12,7 @@ import urllib3
 
 from serin.controller import cache as module
 from serin.controller.cache import Cache
+from serin.controller.controller import service_of
 from serin.errors import UserError
 from serin.platforms.kserve.api import Api, Conflict, Forbidden, Gone, NotFound, Unavailable
 from serin.platforms.kserve.connection import Connection
@@ -236,3 +237,17 @@ def test_an_answer_that_is_no_json_is_tried_again(server: Server) -> None:
     server.answers = [(200, {}, b"<html>a proxy's page</html>")]
     with pytest.raises(Unavailable, match="is no JSON"):
         server.api.list(PATH)
+
+
+def test_what_comes_to_belong_to_something_else_leaves_what_it_belonged_to(server: Server) -> None:
+    """As a ModelRollout whose service is corrected before it begins."""
+
+    def of(service: str, version: int) -> dict[str, Any]:
+        return {**document("a", version), "spec": {"service": service}}
+
+    cache = Cache(server.api, PATH, group=service_of)
+    cache.put(of("chrn", 3))
+    cache.put(of("churn", 4))
+    assert cache.groups() == [("serving", "churn")]
+    cache.put(of("chrn", 3))
+    assert cache.groups() == [("serving", "churn")]

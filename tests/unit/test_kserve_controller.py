@@ -324,6 +324,7 @@ def test_a_stale_view_is_refused_and_looked_at_again(world: World) -> None:
     stale = copy.deepcopy(world.api.objects[PATH])
     world.round()
     world.rollouts._groups.clear()
+    world.rollouts._group_of.clear()
     world.rollouts.put(stale)
     world.gateway.serve()
     traffic, stored = world.fake.traffic(), copy.deepcopy(world.api.objects[PATH])
