@@ -5,7 +5,7 @@ import os
 import platform as machine
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -21,6 +21,7 @@ from components import config as configuration
 from components import storage
 from components.config import Config
 from components.deploy.core import needed_store, plan_of
+from components.evaluate.evaluation import Verdict
 from components.preprocess import sources
 from components.report import run_html
 from pipelines.execution import Backend, Execution, Local
@@ -71,8 +72,8 @@ class Run:
     def execute(self, learners: tuple[str, ...], name: str, title: str) -> Outcome:
         """Run the compiled pipeline once. Raises `UserError` for what the user has to fix."""
         self._console.print(f"[bold]{title}[/]")
+        over = {each.metadata.name for each in self._platform.rollouts() if each.status.phase.terminal}
         champion = self._platform.champion(self._config.service)
-        before = {each.metadata.name for each in self._platform.rollouts()}
         folder = self._folder / name
         folder.mkdir(parents=True)
         start = time.monotonic()
@@ -87,14 +88,15 @@ class Run:
             "learners": list(learners),
         }
         with self._backend.start(arguments, folder, self._tell) as execution:
-            rollout, rollout_s, tally = self._watch(execution, before, folder, champion)
+            rollout, rollout_s, tally = self._watch(execution, over, folder, champion)
         total_s = time.monotonic() - start
         if not execution.succeeded:
             raise _failure(execution)
+        evaluation = _document(execution.artifact("evaluate", "evaluation"))
         return Outcome(
             data=_document(execution.artifact("evaluate", "data")),
-            evaluation=_document(execution.artifact("evaluate", "evaluation")),
-            rollout=rollout,
+            evaluation=evaluation,
+            rollout=rollout if evaluation.get("verdict") == Verdict.PROMOTE else None,  # else it is somebody else's
             samples=execution.artifact("evaluate", "challenger"),
             pipeline_s=total_s - rollout_s,
             rollout_s=rollout_s,
@@ -106,9 +108,10 @@ class Run:
             self._console.print(Text(f"  {line}"), soft_wrap=True)
 
     def _watch(
-        self, execution: Execution, before: set[str], folder: Path, champion: Champion | None
+        self, execution: Execution, over: set[str], folder: Path, champion: Champion | None
     ) -> tuple[ModelRollout | None, float, Mapping[str, Any]]:
-        """Show steps and rollout until the pipeline ends; send traffic while there is a rollout to feed."""
+        """Show steps and rollout until the pipeline ends; send traffic while there is a rollout to feed. `over`: the
+        rollouts that had ended before."""
         rollout: ModelRollout | None = None
         started = ended = 0.0
         with Screen(self._console) as screen, Traffic(folder) as traffic:
@@ -116,7 +119,7 @@ class Run:
                 running = execution.running()
                 windows: Sequence[dict[str, Any]] = ()
                 try:
-                    rollout = self._newest(before) or rollout
+                    rollout = newest(self._platform.rollouts(), self._config.service, over)
                     if rollout is not None and self._console.is_terminal:
                         windows = self._platform.windows(rollout.metadata.name, last=view.WINDOWS)
                     problem = self._platform.problem()
@@ -143,14 +146,11 @@ class Run:
         )
         return Requests(address, service, str(samples), self._rate, self._platform.host(service))
 
-    def _newest(self, before: set[str]) -> ModelRollout | None:
-        ours = [
-            each
-            for each in self._platform.rollouts()
-            if each.spec.service == self._config.service
-            and (each.metadata.name not in before or not each.status.phase.terminal)
-        ]
-        return ours[-1] if ours else None
+
+def newest(rollouts: Sequence[ModelRollout], service: str, over: Collection[str]) -> ModelRollout | None:
+    """The latest rollout of a service, those named in `over` aside. `rollouts` oldest first."""
+    ours = [each for each in rollouts if each.spec.service == service and each.metadata.name not in over]
+    return ours[-1] if ours else None
 
 
 def _document(artifact: Path | None) -> dict[str, Any]:

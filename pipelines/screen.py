@@ -7,14 +7,13 @@ from typing import Any, Final
 
 from rich.console import Console
 from rich.live import Live
-from rich.table import Table
 from rich.text import Text
 
 from pipelines.progress import Progress, State
 from serin import view
 from serin.rollout import ModelRollout
 
-_MARKS: Final = {State.RUNNING: "[yellow]…[/]", State.DONE: "[green]✔[/]", State.FAILED: "[red]✘[/]"}
+_MARKS: Final = {State.RUNNING: ("…", "yellow"), State.DONE: ("✓", "green"), State.FAILED: ("✗", "red")}
 
 
 class Screen:
@@ -54,10 +53,14 @@ class Screen:
             self._console.print(Text("\n".join(f"  {line}" for line in lines)), soft_wrap=True)
 
 
-def _steps(progress: Progress) -> Table:
-    table = Table.grid(padding=(0, 2))
+def _steps(progress: Progress) -> Text:
+    """On one line, so that a rollout has room below it."""
+    line = Text()
     for step in progress.steps.values():
         seconds = (step.ended_s or time.monotonic()) - step.started_s
-        count = f"{step.done} of {step.done + step.running}" if step.done + step.running > 1 else ""
-        table.add_row(_MARKS[step.state], step.name, f"{seconds:.1f} s", count)
-    return table
+        count = (
+            f", {step.done} of {step.done + step.running}" if step.running and step.done + step.running > 1 else ""
+        )
+        mark, style = _MARKS[step.state]
+        line.append("   " if line else "").append(f"{mark} ", style).append(f"{step.name} {seconds:.1f} s{count}")
+    return line

@@ -19,12 +19,12 @@ RECENT_S: Final = 30
 """Latencies and rates are those of the last so many seconds."""
 WINDOWS: Final = 200
 """As many of the latest windows are enough for RECENT_S."""
-SPARK_SLOTS: Final = 15
-BAR: Final = 40
+SPARK_SLOTS: Final = 10
+BAR: Final = 26
 RATIO_BAR: Final = 25
 RATIO_LIMIT: Final = 4.0
 """The bar of a ratio goes from 1 / RATIO_LIMIT to RATIO_LIMIT."""
-HISTORY: Final = 4
+HISTORY: Final = 3
 REASON_WIDTH: Final = 110
 """Columns a terminal must have for the reasons in a list of rollouts."""
 PLAIN_S: Final = 5.0
@@ -147,9 +147,9 @@ def _observed(status: Status, recent: Sequence[Window]) -> float | None:
 
 
 def _arms(status: Status, recent: Sequence[Window], end_s: float) -> Table:
-    arms = Table(box=None, pad_edge=False, header_style="dim", padding=(0, 3, 0, 0))
-    for title in ("", "revision"):
-        arms.add_column(title, no_wrap=True)
+    arms = Table(box=None, pad_edge=False, header_style="dim", padding=(0, 2, 0, 0))
+    arms.add_column("", no_wrap=True)
+    arms.add_column("revision", overflow="ellipsis")  # the one column that gives way on a narrow screen
     for title in ("requests", "errors", "p50", "p99"):
         arms.add_column(title, justify="right", no_wrap=True)
     arms.add_column(f"last {RECENT_S} s", no_wrap=True)
@@ -262,12 +262,13 @@ def utc_now() -> datetime:
 def live(
     rollout: ModelRollout | None, windows: Documents, problem: str | None, now: datetime, *above: RenderableType
 ) -> Group:
-    """A screen of a live view: what is `above`, the rollout if there is one, what keeps the platform from work."""
+    """A screen of a live view: what is `above`, what keeps the platform from work, the rollout if there is one. A low
+    screen is cut at its end."""
     parts = [*above]
-    if rollout is not None:
-        parts.append(view(rollout, windows, now))
     if problem is not None and (rollout is None or not rollout.status.phase.terminal):
         parts.append(Text(words.sentence(problem), "bold red"))
+    if rollout is not None:
+        parts.append(view(rollout, windows, now))
     return Group(*parts)
 
 

@@ -6,8 +6,9 @@ import pytest
 import yaml
 
 from components import config
-from pipelines.run import place_of, rate_of
+from pipelines.run import newest, place_of, rate_of
 from serin.errors import UserError
+from serin.rollout import Candidate, Metadata, ModelRollout, Spec
 
 
 def test_a_cluster_gets_no_requests_unless_asked() -> None:
@@ -52,3 +53,16 @@ def test_a_config_that_cannot_be_ends_in_one_sentence(content: bytes, told: str,
     file.write_bytes(content)
     with pytest.raises(UserError, match=told):
         config.load(file)
+
+
+def test_a_run_shows_what_was_under_way_to_its_end_and_then_its_own() -> None:
+    def rollout(name: str, service: str = "churn") -> ModelRollout:
+        return ModelRollout(
+            metadata=Metadata(name=name), spec=Spec(service=service, candidate=Candidate(storage_uri="/m"))
+        )
+
+    there = [rollout("ended"), rollout("under-way"), rollout("other", "fraud")]
+    assert newest(there[:1], "churn", {"ended"}) is None
+    assert newest(there, "churn", {"ended"}) is there[1]
+    ours = rollout("ours")
+    assert newest([*there, ours], "churn", {"ended"}) is ours

@@ -63,10 +63,11 @@ def test_every_phase_is_shown_with_an_empty_status(phase):
     assert "Because [red]." in screen(Frame(wanted, [], rollouts.START))
 
 
-def test_the_figures_are_those_of_the_status_and_of_the_last_30_seconds(stories):
+@pytest.mark.parametrize("width", [80, 110])
+def test_the_figures_are_those_of_the_status_and_of_the_last_30_seconds(stories, width):
     frames = stories["promoted"]
     frame = next(each for each in frames if each.rollout.status.stage == 1 and len(each.windows) > 40)
-    status, text = frame.rollout.status, screen(frame)
+    status, text = frame.rollout.status, screen(frame, width)
     assert f"{status.requests.stable:,}" in text and f"{status.requests.candidate:,}" in text
     recent = [timeline.from_document(w) for w in frame.windows if w["endS"] > frame.now.timestamp() - 30]
     assert len(recent) < len(frame.windows) or frame.windows[0]["endS"] > frame.now.timestamp() - 30
