@@ -30,6 +30,8 @@ from serin.rollout import (
 
 MAX_RESTARTS: Final = 2
 """A candidate that had to be started again more often than this is not fit to serve."""
+MAX_LOSSES: Final = 5
+"""Nor is one that stopped being ready more often than this and came back."""
 CHECKING: Final = "checking the candidate at 0 % traffic"
 BY_REQUEST: Final = "promoted by request, outside the judge's guarantee"
 
@@ -373,6 +375,9 @@ def _traffic_step(spec: Spec, status: Status, seen: Observation, now: datetime, 
     """Progressing, Baking, Waiting in between: hold the split, then let people, evidence and time move on."""
     plan = spec.effective_plan
     if seen.candidate is None or not seen.candidate.ready:
+        losses = sum(entry.stage is not None and entry.traffic == 0 for entry in status.history)
+        if status.traffic != 0 and losses == MAX_LOSSES:
+            return _roll_back(status, seen, now, f"candidate stopped being ready {losses + 1} times")
         if status.traffic != 0:
             told = "candidate is not ready: its traffic is with stable until it is back"
             status = _move(status, status.phase, now, told, traffic=0)

@@ -9,7 +9,7 @@ from fake_platform import CANDIDATE, FAILED, STABLE, World, arm, spec
 from serin import judge
 from serin.judge import Action, JudgeSpec
 from serin.plan import Bake, Checks, OnInconclusive, Plan, Stage
-from serin.reconcile import CreateCandidate, Discard, Promote, Revision, RunChecks, SetSplit, unwatched
+from serin.reconcile import MAX_LOSSES, CreateCandidate, Discard, Promote, Revision, RunChecks, SetSplit, unwatched
 from serin.rollout import Approval, Phase
 
 PLAN = Plan(
@@ -338,6 +338,22 @@ def test_traffic_is_with_stable_until_the_candidate_is_back():
     here.settle()
     status = here.tick()
     assert (status.traffic, status.history[-1].reason) == (5, "candidate is ready again")
+
+
+@pytest.mark.parametrize("paused", [False, True])
+def test_a_candidate_that_comes_and_goes_does_not_do_so_for_ever(paused):
+    """Each time its stage begins anew, so that no deadline would end it, and its history grows."""
+    here = world()
+    here.until(Phase.PROGRESSING)
+    here.change(paused=paused)
+    for _ in range(MAX_LOSSES + 1):
+        assert not here.status.phase.terminal
+        here.candidate, here.starts = replace(here.candidate, ready=False), False
+        here.tick()
+        here.starts = True
+        here.settle()
+        here.tick()
+    assert here.until(Phase.ROLLED_BACK, ticks=4).reason == "candidate stopped being ready 6 times"
 
 
 @pytest.mark.parametrize("paused", [False, True])
