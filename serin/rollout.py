@@ -12,6 +12,8 @@ from serin.plan import PROFILES, Document, Plan, Stored
 
 NAME: Final = r"^[a-z]([-a-z0-9]*[a-z0-9])?$"
 """What KServe's webhook accepts as a name."""
+NAMESPACE: Final = r"^[a-z0-9]([-a-z0-9]*[a-z0-9])?$"
+"""What Kubernetes accepts as one of a namespace."""
 
 
 class Phase(StrEnum):
@@ -177,7 +179,7 @@ class Status(Stored):
 
 class Metadata(Document):
     name: Annotated[str, Field(pattern=NAME, max_length=63)]
-    namespace: Annotated[str, Field(pattern=NAME, max_length=63)] = "default"
+    namespace: Annotated[str, Field(pattern=NAMESPACE, max_length=63)] = "default"
     creation_timestamp: datetime = Field(default_factory=lambda: datetime.now(UTC))
 
 

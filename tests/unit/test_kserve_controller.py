@@ -295,6 +295,11 @@ def test_what_another_version_added_to_the_status_is_passed_over(world: World, p
     assert world.until("Promoted", "RolledBack", "Failed")["phase"] == "Promoted"
 
 
+def test_a_namespace_may_begin_with_a_digit() -> None:
+    metadata = {"name": "churn-3", "namespace": "1st-team", "creationTimestamp": "2026-11-22T09:30:00Z"}
+    assert objects.rollout({"metadata": metadata, "spec": SPEC}).metadata.namespace == "1st-team"
+
+
 def test_what_is_refused_at_0_percent_ends_the_rollout_with_the_reason(
     world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
