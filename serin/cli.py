@@ -134,6 +134,9 @@ def status(platform: Platform) -> None:
     """What serves, and every rollout."""
     rollouts = platform.rollouts()
     click.echo(platform.problem() or str(platform))
+    if not rollouts:
+        click.echo("no rollouts yet")
+        return
     console = Console()
     if not console.is_terminal:
         console = Console(width=_PIPE_WIDTH)
@@ -457,7 +460,7 @@ def guarded(command: click.Command, name: str | None = None) -> None:
         error.show()
         sys.exit(error.exit_code)
     except (click.Abort, KeyboardInterrupt):
-        click.echo("interrupted; the rollout goes on: look with `serin status`", err=True)
+        click.echo("interrupted; a rollout under way goes on: look with `serin status`", err=True)
         sys.exit(130)
 
 

@@ -157,7 +157,8 @@ def _chunks(address: str) -> Iterator[bytes]:
             ) from error
         raise TryAgain(f"{address} answers {error.code} {error.reason}", delay_s=RETRY_DELAY_S) from error
     except (OSError, http.client.HTTPException) as error:
-        raise TryAgain(f"{address} cannot be downloaded: {error}", delay_s=RETRY_DELAY_S) from error
+        reason = error.reason if isinstance(error, urllib.error.URLError) else error
+        raise TryAgain(f"{address} cannot be downloaded ({reason})", delay_s=RETRY_DELAY_S) from error
     if received < total:
         raise TryAgain(f"{address} broke off after {received} of {total} bytes", delay_s=RETRY_DELAY_S)
 

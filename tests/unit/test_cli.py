@@ -289,6 +289,10 @@ def test_status_history_and_watch_need_no_terminal(serin, store):
     assert "\x1b" not in said.out
 
 
+def test_a_platform_without_rollouts_says_so(serin, store):
+    assert serin("status").out.splitlines()[-1] == "no rollouts yet"
+
+
 def test_watching_a_promoted_rollout_ends_well(serin, store):
     create(store, "churn-1", phase=Phase.PROMOTED, reason="healthy")
     assert serin("watch").code == 0

@@ -114,6 +114,16 @@ def test_what_is_missing_is_named(write: Write, tmp_path: Path) -> None:
         context("a")
 
 
+@pytest.mark.parametrize(("content", "told"), [(b"a,b\n1,2\n", "is no kubeconfig"), (b"\xff", "cannot be read")])
+def test_a_file_of_another_kind_is_no_kubeconfig(
+    content: bytes, told: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "config").write_bytes(content)
+    monkeypatch.setenv("KUBECONFIG", str(tmp_path / "config"))
+    with pytest.raises(UserError, match=told):
+        from_kubeconfig(None)
+
+
 def test_a_server_is_checked_unless_the_kubeconfig_says_otherwise(write: Write, tmp_path: Path) -> None:
     write({}, name="a")
     assert from_kubeconfig("a").http.connection_pool_kw["ssl_context"].verify_mode == ssl.CERT_REQUIRED

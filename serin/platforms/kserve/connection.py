@@ -89,8 +89,11 @@ def _files() -> list[dict[str, Any]]:
     for path in filter(Path.is_file, map(Path, filter(None, paths.split(os.pathsep)))):
         try:
             document = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
-        except (OSError, yaml.YAMLError) as error:
-            raise UserError(f"The kubeconfig {path} cannot be read ({error}); mend it or set KUBECONFIG.") from error
+        except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+            why = " ".join(str(error).split())
+            raise UserError(f"The kubeconfig {path} cannot be read ({why}); mend it or set KUBECONFIG.") from error
+        if not isinstance(document, dict):
+            raise UserError(f"{path} is no kubeconfig; mend it or set KUBECONFIG.")
         for kind, part in (("clusters", "cluster"), ("users", "user")):
             for entry in document.get(kind) or []:
                 for field in ("certificate-authority", "client-certificate", "client-key", "tokenFile"):
