@@ -347,7 +347,7 @@ def test_an_interrupt_is_no_crash(serin, monkeypatch):
 
     monkeypatch.setattr(client, "up", interrupted)
     said = serin("up")
-    assert said.code == 130 and "the rollout goes on" in said.err
+    assert said.code == 130 and "a rollout under way goes on" in said.err
 
 
 # kubectl serin
