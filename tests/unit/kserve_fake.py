@@ -38,6 +38,7 @@ class FakeKServe:
     `refuses` (no runtime for it, say) changes nothing but the status."""
 
     name: str = "churn"
+    uid: str = "first"
     delay: Callable[[str], int] = lambda _model: 0
     refuses: Callable[[str], bool] = lambda _model: False
     race: bool = False  # Knative works out the traffic before the new revision exists
@@ -102,6 +103,7 @@ class FakeKServe:
             {
                 "metadata": {
                     "name": self.name,
+                    "uid": self.uid,
                     "resourceVersion": str(self.version),
                     "annotations": self.annotations,
                     "labels": self.labels,

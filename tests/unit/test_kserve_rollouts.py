@@ -445,6 +445,23 @@ def test_a_service_that_somebody_else_makes_or_takes_over_is_never_deleted(phase
     assert cluster.model() == {model}
 
 
+@pytest.mark.parametrize("model", ["v1", "v2", "v9"])
+@pytest.mark.parametrize("stage", [0, 2])
+def test_a_service_that_was_deleted_and_made_anew_is_left_alone(stage: int, model: str) -> None:
+    """Its revisions have the names of the old ones, whatever is in them."""
+    cluster = Cluster(base(), rollout("v2"))
+    cluster.run(in_stage(stage))
+    cluster.fake = FakeKServe(predictor={"minReplicas": 1, "model": {"storageUri": model, "runtime": "toy"}})
+    cluster.fake.uid = "second"
+    version = cluster.fake.settle().version
+    status = cluster.run(ticks=10)
+    assert (status.phase, status.reason) == (
+        Phase.ROLLED_BACK,
+        "stopped: the InferenceService was deleted and made anew",
+    )
+    assert (cluster.fake.version, cluster.model()) == (version, {model})
+
+
 REFUSED: list[tuple[str, Callable[[FakeKServe], object]]] = [
     ("serves this candidate already", lambda fake: fake.ask("v3", percent=100).settle().ask(percent=None).settle()),
     ("canaryTrafficPercent 10", lambda fake: fake.ask("v8", percent=10).settle()),
@@ -518,6 +535,7 @@ def test_the_way_back_is_kept_in_the_status() -> None:
     assert memory(cluster.status).predictors == Predictors(
         stable={"minReplicas": 1, "model": {"storageUri": "v2", "runtime": "toy"}},
         candidate={"minReplicas": 1, "model": {"storageUri": "v3", "runtime": "toy"}},
+        uid="first",
     )
 
 

@@ -31,10 +31,11 @@ DIGEST: Final = "SERIN_MODEL_DIGEST"
 
 class Predictors(Stored):
     """`spec.predictor`, without P, before the rollout (None: its first model) and with its candidate. Written to
-    the rollout's status before the first patch: it is the way back."""
+    the rollout's status before the first patch: it is the way back. `uid` is that of the service then."""
 
     stable: dict[str, Any] | None
     candidate: dict[str, Any]
+    uid: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -151,6 +152,8 @@ def observe(
     if service is None:
         gone = "the InferenceService was deleted" if stable else None
         return Observation(stable=stable, foreign_change=gone)
+    if predictors.uid not in (None, service.uid):
+        return Observation(stable=stable, foreign_change="the InferenceService was deleted and made anew")
     asked = _holds(service.predictor, predictors.candidate)
     if asked and _promoting(status) and service.percent is None and service.settled:
         # by its own name, also when somebody's label has made one more revision of the same model meanwhile

@@ -42,6 +42,7 @@ class Service:
     resource_version: str
     predictor: Mapping[str, Any]
     percent: int | None = None
+    uid: str = ""
     created: str = ""
     ready: str = ""
     rolled_out: str = ""
@@ -88,6 +89,7 @@ def read(document: Mapping[str, Any]) -> Service:
         resource_version=document["metadata"]["resourceVersion"],
         predictor=predictor,
         percent=percent,
+        uid=document["metadata"].get("uid", ""),
         created=seen.get("latestCreatedRevision", ""),
         ready=seen.get("latestReadyRevision", ""),
         rolled_out=seen.get("latestRolledoutRevision", ""),

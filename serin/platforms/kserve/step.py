@@ -77,6 +77,7 @@ def step(rollout: ModelRollout, seen: Seen, now: datetime) -> tuple[Status, tupl
         predictors = Predictors(
             stable=dict(service.predictor) if service is not None else None,
             candidate=choreography.candidate_predictor(service, rollout.spec.candidate),
+            uid=service.uid if service is not None else None,
         )
     kept = Memory(predictors=predictors, measured=None if after.phase.terminal else measured)
     document = kept.model_dump(mode="json", by_alias=True)
