@@ -29,7 +29,7 @@ help: ## This list
 	@echo "  CONFIG=file   another data set        TRAFFIC=n|none   requests per second during a rollout"
 	@echo "  PLATFORM=embedded|kserve|kserve:NAMESPACE   where run releases        KFP_ENDPOINT=url   for cluster-run"
 	@echo "  FAULT=errors|latency|scores|crash|slowstart   CHECKS=on|off   for drill"
-	@echo "  SERIN_DATA=file   the table to use    SERIN_HOME=folder   where the platform lives (.serin)"
+	@echo "  SERIN_DATA=file   the table to use    SERIN_HOME=folder   where the platform lives (.serin)    SERIN_PORT=n   its port (8080)"
 
 setup: .venv/.ready ## Install everything, pinned and checked by hash, into .venv
 
@@ -37,7 +37,7 @@ setup: .venv/.ready ## Install everything, pinned and checked by hash, into .ven
 	@"$(PYTHON)" -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))' \
 	  || { echo "serin needs Python 3.11 to 3.13; choose one with PYTHON=python3.12 (found: $$("$(PYTHON)" --version))" >&2; exit 2; }
 	@echo "Installing into .venv, pinned and checked by hash; the first time it takes a minute or two" >&2
-	@[ -x $(BIN)/python ] || "$(PYTHON)" -m venv .venv
+	@[ -x $(BIN)/pip ] || "$(PYTHON)" -m venv .venv
 	@$(BIN)/python -m pip install -q --disable-pip-version-check --require-hashes -r requirements-uv.lock
 	@$(UV) pip install -q --python $(BIN)/python --require-hashes --compile-bytecode -r requirements.lock
 	@$(UV) pip install -q --python $(BIN)/python --no-deps -e .
