@@ -29,7 +29,8 @@ help: ## This list
 	@echo "  CONFIG=file   another data set        TRAFFIC=n|none   requests per second during a rollout"
 	@echo "  PLATFORM=embedded|kserve|kserve:NAMESPACE   where run releases        KFP_ENDPOINT=url   for cluster-run"
 	@echo "  FAULT=errors|latency|scores|crash|slowstart   CHECKS=on|off   for drill"
-	@echo "  SERIN_DATA=file   the table to use    SERIN_HOME=folder   where the platform lives (.serin)    SERIN_PORT=n   its port (8080)"
+	@echo "  SERIN_DATA=file   the table to use    SERIN_HOME=folder   where the platform lives (.serin)"
+	@echo "  SERIN_PORT=n   the port it serves on (8080)"
 
 setup: .venv/.ready ## Install everything, pinned and checked by hash, into .venv
 
