@@ -28,7 +28,7 @@ help: ## This list
 	@echo
 	@echo "  CONFIG=file   another data set        TRAFFIC=n|none   requests per second during a rollout"
 	@echo "  PLATFORM=embedded|kserve|kserve:NAMESPACE   where run releases        KFP_ENDPOINT=url   for cluster-run"
-	@echo "  FAULT=errors|latency|scores|crash|slowstart   CHECKS=on|off   for drill"
+	@echo "  FAULT=errors|latency|scores|crash|slowstart   CHECKS=on|off   SERVICE=name   for drill"
 	@echo "  SERIN_DATA=file   the table to use    SERIN_HOME=folder   where the platform lives (.serin)"
 	@echo "  SERIN_PORT=n   the port it serves on (8080)"
 
@@ -62,7 +62,7 @@ down: setup ## Stop everything; models and rollouts stay on disk
 	@$(BIN)/serin down
 
 drill: setup ## Release a deliberately bad candidate and watch it fail
-	@$(BIN)/serin drill "$(FAULT)" $(if $(filter on off,$(CHECKS)),,$(error CHECKS is on or off, not $(CHECKS)))$(if $(filter off,$(CHECKS)),--no-checks)
+	@$(BIN)/serin drill "$(FAULT)" $(if $(filter on off,$(CHECKS)),,$(error CHECKS is on or off, not $(CHECKS)))$(if $(filter off,$(CHECKS)),--no-checks) $(if $(SERVICE),--service "$(SERVICE)")
 
 compile: setup ## Write pipelines/compiled/train-and-release.yaml
 	@$(BIN)/python -m pipelines.compile

@@ -270,7 +270,7 @@ def _farewell(config: Config, platform: Platform, outcome: Outcome, result: dict
     host = platform.host(config.service)
     click.echo(f"service   {url}" + (f"   (Host: {host})" if host else "   (stop it with `make down`)"))
     if outcome.samples is not None:
-        record = json.dumps({"instances": list(model.samples(outcome.samples).records[:1])})
+        record = json.dumps({"instances": list(model.samples(outcome.samples).records[:1])}, ensure_ascii=False)
         quoted = record.replace("'", "'\\''")
         header = f"-H 'Host: {host}' " if host else ""
         click.echo(f"try it    curl -s {header}{url} -d '{quoted}'")
