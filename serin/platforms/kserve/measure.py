@@ -92,9 +92,7 @@ def measure(
     if before is None or before.percent == percent == 0:
         return after, None
     window = window_between(before.reading(stable, candidate), after.reading(stable, candidate))
-    # counted at different moments, revisions have their share of the requests only while the load does not change
-    by_share = same_split and counts.together
-    if not by_share or (counts.active is None and before.at_s - since_s < SETTLE_S):
+    if not same_split or (counts.active is None and before.at_s - since_s < SETTLE_S):
         window = dataclasses.replace(window, share=None)
     elif after.at_s - since_s < SETTLE_S:
         window = without_probes(window)
