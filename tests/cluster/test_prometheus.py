@@ -177,9 +177,13 @@ def test_a_good_candidate_is_promoted(source: str, released: Cluster, controller
     assert released.serving().endswith(f"/{model}")
 
 
-@pytest.mark.parametrize(("what", "judge"), [("errors", LENIENT), ("latency", STRICTER)], ids=["failing", "slow"])
+@pytest.mark.parametrize(
+    ("what", "judge", "at_most"),
+    [("errors", LENIENT, 150), ("latency", STRICTER, 300)],  # latencies of the gateway count from 13 s after a change
+    ids=["failing", "slow"],
+)
 def test_a_bad_candidate_is_rolled_back(
-    source: str, released: Cluster, controller_image: str, what: str, judge: dict
+    source: str, released: Cluster, controller_image: str, what: str, judge: dict, at_most: int
 ) -> None:
     name, before = f"{what}-by-{source}", released.serving()
     with released.load(controller_image) as answers:
@@ -190,5 +194,4 @@ def test_a_bad_candidate_is_rolled_back(
     assert what in status["reason"]
     assert released.serving() == before
     counts = answers().by_revision()
-    harmed = sum(count for (revision, _), count in counts.items() if revision == status["candidateRevision"])
-    assert harmed <= 200  # 5 % of 100 requests/s, while counts may be a scrape and a pause between questions old
+    assert sum(count for (revision, _), count in counts.items() if revision == status["candidateRevision"]) <= at_most
