@@ -212,8 +212,10 @@ def problem(answers: Answers, now_s: float) -> str | None:
 
 def _problem_of_copies(names: Names, requests: Sequence[Sample]) -> str | None:
     """With several series of one process every request would count as several: evidence that is not there."""
-    shown = Counter((each.labels["instance"], each.labels[names.code]) for each in requests)
-    instance = next((instance for (instance, _), count in shown.items() if count > 1), None)
+    shown = Counter(
+        (each.labels["instance"], each.labels.get(names.revision), each.labels[names.code]) for each in requests
+    )
+    instance = next((instance for (instance, *_), count in shown.items() if count > 1), None)
     if instance is None:
         return None
     jobs = sorted({each.labels.get("job", "") for each in requests if each.labels["instance"] == instance})
