@@ -1,14 +1,20 @@
 """What `make run` is told about where to run and how much to send."""
 
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 import yaml
 
 from components import config
-from pipelines.run import newest, place_of, rate_of
+from components.preprocess.sources import Source, SourceKind
+from pipelines.progress import Progress
+from pipelines.run import Run, newest, place_of, rate_of
 from serin.errors import UserError
 from serin.rollout import Candidate, Metadata, ModelRollout, Spec
+from serin.store import Store
 
 
 def test_a_cluster_gets_no_requests_unless_asked() -> None:
@@ -66,3 +72,40 @@ def test_a_run_shows_what_was_under_way_to_its_end_and_then_its_own() -> None:
     assert newest(there, "churn", {"ended"}) is there[1]
     ours = rollout("ours")
     assert newest([*there, ours], "churn", {"ended"}) is ours
+
+
+class Ended:
+    """A pipeline that is over, and left this evaluation."""
+
+    log = ""
+    succeeded = True
+
+    def __init__(self, evaluation: Path) -> None:
+        self.progress = Progress()
+        self._evaluation = evaluation
+
+    def running(self) -> bool:
+        return False
+
+    def artifact(self, _: str, name: str) -> Path | None:
+        return self._evaluation if name == "evaluation" else None
+
+    def data(self, _: Source) -> str:
+        return "churn.csv"
+
+    @contextmanager
+    def start(self, *_: object) -> Iterator["Ended"]:
+        yield self
+
+
+@pytest.mark.parametrize(("verdict", "told"), [("hold", False), ("promote", True)])
+def test_a_rollout_under_way_is_the_runs_own_only_if_it_released(verdict: str, told: bool, tmp_path: Path) -> None:
+    spec = Spec(service="churn", candidate=Candidate(storage_uri="/models/2"))
+    store = Store(tmp_path / "home")
+    store.create_rollout(ModelRollout(metadata=Metadata(name="churn-1"), spec=spec))
+    store.close()
+    settings = config.Config(service="churn", data=config.Data(source="churn.csv"), target="churn", positive="Yes")
+    source = Source(tmp_path / "churn.csv", SourceKind.FILE, sha256="", bytes=0)
+    (tmp_path / "evaluation").write_text(json.dumps({"verdict": verdict}), encoding="utf-8")
+    run = Run(settings, source, f"embedded:{tmp_path / 'home'}", Ended(tmp_path / "evaluation"), tmp_path, 0)
+    assert (run.execute((), "main", "Train, evaluate, release").rollout is not None) is told
