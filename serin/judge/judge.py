@@ -90,11 +90,13 @@ def add(state: State, window: Window, stable: Floats, candidate: Floats) -> Stat
         silent = np.where(measured > 0, 0.0, silent + answered)
         # One revision's values alone are evidence of nothing, neither harm nor safety. Less wealth is always valid.
         one_sided = silent.max(axis=0) > SILENT
-        log_e = np.where(book.harm_about(one_sided), np.minimum(log_e, 0.0), log_e)
+        if one_sided.any():
+            log_e = np.where(book.harm_about(one_sided), np.minimum(log_e, 0.0), log_e)
         harm = book.harm.grow(harm + invested * book.harm.prior, log_e)
         if book.claims is not None:
             log_e = book.claims.log_e(ours, both, requests, share)
-            log_e = np.where(book.claims_about(one_sided)[book.claims.process], np.minimum(log_e, 0.0), log_e)
+            if one_sided.any():
+                log_e = np.where(book.claims_about(one_sided)[book.claims.process], np.minimum(log_e, 0.0), log_e)
             claims = book.claims.grow(claims, log_e)
         by_metric, split_e = book.evidence(harm, cash)
         total = float(book.weights @ by_metric)
