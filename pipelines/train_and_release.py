@@ -76,7 +76,7 @@ def train_and_release(
     _with_store(verdict)
     # kfp.local skips conditions on other named outputs silently: a gate is one plain value, and it is called Output
     with dsl.If(verdict.outputs["Output"] == "promote", name="promote"):
-        released = deploy(config=config, platform=platform, model=verdict.outputs["challenger"])
+        released = deploy(config=config, platform=platform, champion=champion, model=verdict.outputs["challenger"])
         released.set_caching_options(False)
         # safe, because it attaches to the rollout that it asked for
         released.set_retry(num_retries=2, backoff_duration="5s")

@@ -9,11 +9,13 @@ from components.shell import IMAGE
 def deploy(
     config: str,
     platform: str,
+    champion: str,
     model: dsl.Input[dsl.Model],
     rollout: dsl.Output[dsl.Artifact],
     story: dsl.Output[dsl.HTML],
 ) -> str:
-    """Ask `platform` for a rollout of `model` and follow it; returns its terminal phase. `story` is the rollout for
+    """Ask `platform` for a rollout of `model`, which was compared with `champion` (an address, "" for none), and
+    follow it; returns its terminal phase. `story` is the rollout for
     people, `rollout` for machines."""
     import json
     from pathlib import Path
@@ -31,6 +33,7 @@ def deploy(
             where,
             folder,
             core.address(settings, platform, folder, model.uri),
+            compared_with=champion,
             tell=lambda line: print(line, flush=True),
         )
         windows = where.windows(ended.metadata.name)

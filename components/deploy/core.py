@@ -63,12 +63,16 @@ def deploy(
     model_folder: Path,
     storage_uri: str,
     *,
+    compared_with: str,
     tell: Callable[[str], None],
     sleep: Callable[[float], None] = time.sleep,
     now: Callable[[], datetime] = lambda: datetime.now(UTC),
 ) -> ModelRollout:
     """Release the model in `model_folder`, which `platform` finds at `storage_uri`; return the rollout at its
     terminal phase.
+
+    `compared_with`: where the champion lies that the verdict was about, "" for none. Raises `UserError` when another
+    model serves by now.
 
     Re-attaches to a rollout of the same model that is under way, so the step may be killed and run again at any
     moment. Raises `TryAgain` when the plan's deadlines are over and the rollout is not.
@@ -77,6 +81,15 @@ def deploy(
     digest = model.digest(model_folder)
     plan = plan_of(config)
     champion = platform.champion(config.service)
+    if (
+        champion is not None
+        and champion.digest != digest
+        and champion.storage_uri not in (compared_with, storage_uri)
+    ):
+        raise UserError(
+            f"Since the challenger was compared with {compared_with or 'no champion'}, another model has come to "
+            f"serve {config.service} ({champion.storage_uri}); run the pipeline again."
+        )
     spec = Spec(
         service=config.service,
         candidate=Candidate(storage_uri=storage_uri, digest=digest),

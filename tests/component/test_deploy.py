@@ -64,10 +64,20 @@ def ticking(step_s: float = 1.0) -> Iterator[datetime]:
         at += timedelta(seconds=step_s)
 
 
-def run(platform: ListPlatform, folder: Path, *, step_s: float = 1.0) -> tuple[ModelRollout, list[str]]:
+def run(
+    platform: ListPlatform, folder: Path, *, step_s: float = 1.0, compared_with: str | None = None
+) -> tuple[ModelRollout, list[str]]:
     clock, told = ticking(step_s), []
+    serving = platform.serving.storage_uri if platform.serving else ""
     ended = deploy(
-        config(), platform, folder, str(folder), tell=told.append, sleep=lambda _: None, now=lambda: next(clock)
+        config(),
+        platform,
+        folder,
+        str(folder),
+        compared_with=serving if compared_with is None else compared_with,
+        tell=told.append,
+        sleep=lambda _: None,
+        now=lambda: next(clock),
     )
     return ended, told
 
@@ -159,3 +169,22 @@ def test_another_learner_is_expected_to_score_differently(folder: Path, tmp_path
     signature = model.signature(other).model_copy(update={"learner": "xgboost"})
     (other / model.SIGNATURE_FILE).write_text(signature.model_dump_json(), encoding="utf-8")
     assert expected_scores(serving, other) is Scores.DIFFERENT
+
+
+@pytest.mark.parametrize("compared_with", ["", "/models/rule"])
+def test_a_verdict_about_another_champion_than_the_one_that_serves_releases_nothing(
+    folder: Path, tmp_path: Path, compared_with: str
+) -> None:
+    platform = ListPlatform([Phase.PROMOTED], Champion("r2", "sha256:" + "5" * 64, str(tmp_path / "newer")))
+    with pytest.raises(UserError, match=r"another model has come to serve churn \(.*newer\); run the pipeline again"):
+        run(platform, folder, compared_with=compared_with)
+    assert platform.asked == []
+
+
+def test_a_step_that_is_tried_again_after_its_model_was_promoted_ends_well(folder: Path) -> None:
+    platform = ListPlatform([Phase.PROMOTED])
+    run(platform, folder)
+    platform.serving = Champion("r2", model.digest(folder), str(folder))
+    ended, _ = run(platform, folder, compared_with="/models/rule")
+    assert ended.status.phase is Phase.PROMOTED
+    assert len(platform.asked) == 1
