@@ -87,6 +87,7 @@ load: ## Put the images on the cluster (CLUSTER=kind|minikube|single-node)
 	@"$(PYTHON)" docker/images.py load "$(CLUSTER)"
 
 install: ## Put serin on the current cluster, with the images' names
+	@[ -d "manifests/overlays/$(CLUSTER)" ] || { echo "CLUSTER is kind, minikube or single-node, not $(CLUSTER)." >&2; exit 2; }
 	@$(KUBECTL) kustomize "manifests/overlays/$(CLUSTER)" | "$(PYTHON)" docker/images.py fill \
 	  | $(KUBECTL) apply --server-side --force-conflicts -f -
 	@$(KUBECTL) -n serin-system rollout status deployment/serin-controller --timeout=120s
