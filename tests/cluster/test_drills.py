@@ -6,7 +6,7 @@ import subprocess
 import time
 from os import environ
 
-from cluster import QUICK, SERVICE, Answers, Cluster, kubectl, wait
+from cluster import QUICK, SERVICE, SYSTEM, Answers, Cluster, kubectl, wait
 
 LONG = {**QUICK, "stages": [{"traffic": 20, "minSeconds": 600, "margin": 3}]}
 ONE_STAGE = {**QUICK, "stages": [{"traffic": 20, "minSeconds": 8, "margin": 9}]}
@@ -39,6 +39,8 @@ def at_20(released: Cluster, name: str) -> None:
 
 def kill_controller(released: Cluster, phase: str) -> None:
     signal_process("-KILL", "-f", "--", CONTROLLER)
+    # Kubernetes would wait longer before each restart of the same pod
+    kubectl("-n", SYSTEM, "delete", "pod", "-l", "app.kubernetes.io/name=serin-controller", "--wait=false")
     released.tell(f"  controller killed in {phase}")
 
 
