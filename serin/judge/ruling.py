@@ -83,7 +83,7 @@ def _act(
         claim, requests = max(open_claims.items(), key=lambda item: item[1])
         one_sided = zip((LATENCY, SCORES), state.silent.max(axis=0) > SILENT, strict=True)
         if (claim.metric, True) in one_sided:
-            return wait(f"Not yet shown for {claim.what}: one revision has stopped reporting {claim.metric}.")
+            return wait(f"Not yet shown for {claim.what}: not both revisions report {claim.metric} now.")
         rate = state.stage_counts[0, REQUESTS] / age_s if age_s > 0 else 0.0
         still_s = max(requests / rate if rate > 0 else math.inf, stage.min_s - age_s)
         reason = f"Not yet shown for {claim.what}: less than {stage.margin:g} times stable's."

@@ -214,7 +214,7 @@ def test_stables_latencies_alone_do_not_show_that_the_candidate_is_fast_enough()
     decision = decide(state, 200.0)
     safe = {each.metric: each.safe for each in decision.evidence}
     assert (decision.action, safe["errors"], safe["latency"]) == (Action.WAIT, True, False)
-    assert decision.reason == "Not yet shown for latency above p99: one revision has stopped reporting latency."
+    assert decision.reason == "Not yet shown for latency above p99: not both revisions report latency now."
 
 
 @pytest.mark.parametrize("shares", [0.05, 0.5])
