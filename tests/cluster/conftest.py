@@ -99,7 +99,7 @@ def put_models(cluster: Cluster, image: str, folder: Path, count: int) -> None:
 def cluster(tell, controller_image, tmp_path_factory) -> Iterator[Cluster]:
     """An own namespace with models v1 to v9 on a volume, and a first release."""
     kubectl("-n", NAMESPACE, "delete", "modelrollouts", "--all", "--timeout=180s", check=False)
-    kubectl("delete", "namespace", NAMESPACE, "--ignore-not-found", "--timeout=180s")
+    kubectl("delete", "namespace", NAMESPACE, "--ignore-not-found", "--timeout=300s")
     kubectl("create", "namespace", NAMESPACE)
     cluster = Cluster(NAMESPACE, RECORDS, tell)
     put_models(cluster, controller_image, tmp_path_factory.mktemp("models"), 9)

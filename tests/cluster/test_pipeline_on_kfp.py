@@ -85,7 +85,7 @@ class Kfp:
 def kfp(tell, tmp_path_factory) -> Iterator[Kfp]:
     if not kubectl("-n", STEPS, "get", "service", "ml-pipeline", "--ignore-not-found", check=False).strip():
         pytest.skip(f"no KFP in namespace {STEPS}")
-    kubectl("delete", "namespace", NAMESPACE, "--ignore-not-found", "--timeout=180s")
+    kubectl("delete", "namespace", NAMESPACE, "--ignore-not-found", "--timeout=300s")
     kubectl("create", "namespace", NAMESPACE)
     kubectl("apply", "-n", STEPS, "-k", str(ROOT / "manifests/pipeline/kfp"))
     kubectl("apply", "-n", NAMESPACE, "-k", str(ROOT / "manifests/pipeline/serving"))
