@@ -29,6 +29,7 @@ def from_document(document: Mapping[str, Any]) -> Window:
         share=document["share"],
         stable=_arm(document["stable"]),
         candidate=_arm(document["candidate"]),
+        counted_apart=document.get("countedApart", False),
     )
 
 

@@ -77,10 +77,11 @@ def add(state: State, window: Window, stable: Floats, candidate: Floats) -> Stat
         both = ours + book.categories.stable @ stable
         counts = np.stack((ours, both))
         stage_counts = stage_counts + counts
-        if window.share is not None:
+        share = None if window.counted_apart else window.share
+        if share is not None:
             counts = counts[:, : book.categories.measured]
-            compared = {**compared, window.share: compared.get(window.share, 0.0) + counts}
-        requests, share = ours[REQUESTS], window.share
+            compared = {**compared, share: compared.get(share, 0.0) + counts}
+        requests = ours[REQUESTS]
         if share is None:
             share = requests / both[REQUESTS] if both[REQUESTS] else 0.0
             ours[REQUESTS] = both[REQUESTS] = 0  # the observed share says nothing about itself

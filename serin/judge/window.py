@@ -26,7 +26,8 @@ class Window:
     `id` rises by at least one from window to window; a window whose id is not above the last one seen is ignored.
     `start_s`, `end_s` are UTC epoch seconds. `stage` is the index of the plan's stage (the bake is the last one).
     `share` is the candidate's configured share of traffic, 0 to 1, in force during the whole window; None when
-    it changed inside the window, so that only the observed share can be used.
+    it changed inside the window, so that only the observed share can be used. That is used, too, when the arms were
+    `counted_apart`, at different moments: they have that share of what was counted only while the load is constant.
     """
 
     id: int
@@ -36,3 +37,4 @@ class Window:
     share: float | None
     stable: ArmCounts
     candidate: ArmCounts
+    counted_apart: bool = False

@@ -118,6 +118,7 @@ def to_document(window: Window) -> dict[str, object]:
         "endS": window.end_s,
         "stage": window.stage,
         "share": window.share,
+        "countedApart": window.counted_apart,
         "stable": _arm_document(window.stable),
         "candidate": _arm_document(window.candidate),
     }

@@ -94,7 +94,7 @@ def prometheus(scrape: dict[str, Any]) -> Iterator[None]:
     with ExitStack() as after:
         if not kubectl("get", "namespace", NAMESPACE, "--ignore-not-found"):
             kubectl("create", "namespace", NAMESPACE)
-            after.callback(kubectl, "delete", "namespace", NAMESPACE, "--wait=false")
+            after.callback(kubectl, "delete", "namespace", NAMESPACE, "--timeout=180s")
         for document in documents(scrape):
             text = json.dumps(document)
             after.callback(kubectl, "delete", "--ignore-not-found", "--timeout=60s", "-f", "-", given=text)

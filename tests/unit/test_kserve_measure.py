@@ -114,6 +114,29 @@ def test_late_latencies_do_not_roll_a_good_candidate_back(lag_s: float | None, *
     assert (state.peak > 1 / policy.alpha) == harm
 
 
+@pytest.mark.parametrize(("together", "harm"), [(False, False), (True, True)])
+def test_a_rise_of_the_load_between_two_scrapes_is_no_harm(*, together: bool, harm: bool) -> None:
+    """The candidate's pod is scraped 4 s after stable's, when the load has gone from 10 to 1,000 requests/s; a tenth
+    of the answers of both fails."""
+    state, before, shares = start(Policy()), None, set()
+
+    def served(at_s: float) -> float:
+        return 10 * min(at_s, 27) + 1000 * max(0, at_s - 27)
+
+    for at_s in range(0, 45, 5):
+        stable, candidate = round(0.8 * served(at_s)), round(0.2 * served(at_s + 4))
+        read = {
+            "pod 1": {"r1 codes": {200: stable - stable // 10, 500: stable // 10}},
+            "pod 2": {"r2 codes": {200: candidate - candidate // 10, 500: candidate // 10}},
+        }
+        before, window = measure(before, service(20), STATUS, Counts(at_s, read, {}, together=together), at_s)
+        if window is not None:
+            state = observe(state, window)
+            shares.add(window.share)
+    assert (state.peak > 1 / state.policy.alpha) == harm
+    assert 0.2 in shares  # by which windows are told that count for the stage
+
+
 def test_answers_to_requests_that_an_earlier_split_routed_say_nothing_about_this_one() -> None:
     """Three requests are under way when the split is first seen in force; probes are counted as answers."""
     at = [float(second) for second in range(6)]

@@ -106,6 +106,13 @@ def test_requests_under_way_are_known_from_the_gateway() -> None:
     assert found.active == {"churn-1": 5, "churn-2": 0}
 
 
+def test_only_a_gateway_counts_both_revisions_at_once_but_its_latencies_late() -> None:
+    told = {names.component: counts(answers(names), "serving", "churn-1", "churn-2") for names in KNOWN}
+    traits = {name: (found.together, found.latency_lag_s) for name, found in told.items() if found is not None}
+    assert traits.pop("Kourier") == (True, 5.0)
+    assert set(traits.values()) == {(False, None)} and len(traits) == 3
+
+
 def test_nothing_told_is_not_nothing_counted() -> None:
     assert counts(Answers(NEW), "serving", "churn-1", "churn-2") is None
 
