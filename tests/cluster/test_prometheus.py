@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 import yaml
 
-from cluster import LENIENT, NO_CHECKS, STRICTER, SYSTEM, Cluster, fault, kubectl, plugin, pod_document, wait
+from cluster import LENIENT, NO_CHECKS, QUICK, STRICTER, SYSTEM, Cluster, fault, kubectl, plugin, pod_document, wait
 
 IMAGE = os.environ.get("PROMETHEUS_IMAGE", "quay.io/prometheus/prometheus:v3.5.0")
 NAMESPACE, NAME = "monitoring", "serin-test-prometheus"
@@ -168,8 +168,10 @@ def test_doctor_names_the_prometheus(source: str, released: Cluster) -> None:
 
 def test_a_good_candidate_is_promoted(source: str, released: Cluster, controller_image: str) -> None:
     model = {"gateway": "v7", "queue-proxy": "v8"}[source]
+    # where the split is no evidence, what is rare takes longer to be ruled out
+    stages = QUICK["stages"] if source == "gateway" else [{"traffic": 25, "minSeconds": 10, "margin": 9}]
     with released.load(controller_image) as answers:
-        released.rollout(f"good-by-{source}", model)
+        released.rollout(f"good-by-{source}", model, plan={**QUICK, "stages": stages})
         status = released.ended(f"good-by-{source}")
     released.tell(f"  {answers().words()}")
     assert status["phase"] == "Promoted"
