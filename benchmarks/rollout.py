@@ -346,8 +346,9 @@ def _deploy(bench: Bench) -> subprocess.Popen[str]:
     program = (
         "import sys; from pathlib import Path; from components.config import Config;"
         "from components.deploy.core import deploy; from serin.platforms import connect;"
-        "deploy(Config.model_validate_json(sys.argv[1]), connect(sys.argv[2]), Path(sys.argv[3]),"
-        " tell=lambda line: print(line, flush=True))"
+        "config, platform = Config.model_validate_json(sys.argv[1]), connect(sys.argv[2]);"
+        "deploy(config, platform, Path(sys.argv[3]), sys.argv[3],"
+        " compared_with=platform.champion(config.service).storage_uri, tell=lambda line: print(line, flush=True))"
     )
     arguments = (config.model_dump_json(), f"embedded:{bench.home}", str(bench.new))
     return subprocess.Popen([sys.executable, "-c", program, *arguments], stdout=subprocess.PIPE, text=True)
