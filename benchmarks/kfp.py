@@ -13,8 +13,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from datetime import datetime
 from pathlib import Path
 from typing import Any, Final
@@ -43,16 +42,15 @@ METRICS_PORT: Final = 8081
 POLL_S: Final = 0.2
 
 
-@contextmanager
-def ended(backend: Backend, arguments: Mapping[str, Any], folder: Path) -> Iterator[Execution]:
-    """The pipeline, run to its end."""
+def run(backend: Backend, arguments: Mapping[str, Any], folder: Path) -> Execution:
+    """To its end."""
     folder.mkdir()
     with backend.start(arguments, folder, lambda line: print(line, flush=True)) as execution:
         while execution.running():
             time.sleep(POLL_S)
     if not execution.succeeded:
         raise TryAgain(f"the pipeline failed; its log is {execution.log}", delay_s=0)
-    yield execution
+    return execution
 
 
 def local_times(execution: Execution) -> dict[str, float]:
@@ -61,10 +59,10 @@ def local_times(execution: Execution) -> dict[str, float]:
     return {name: (steps[name].ended_s or steps[name].started_s) - steps[name].started_s for name in STEPS}
 
 
-def kfp_times(run: kfp_server_api.V2beta1Run) -> dict[str, float]:
+def kfp_times(ended: kfp_server_api.V2beta1Run) -> dict[str, float]:
     """Seconds by step, from the start of its driver to its end, in KFP's whole seconds."""
     seen: dict[str, tuple[datetime, datetime]] = {
-        task.display_name: (task.start_time, task.end_time) for task in run.run_details.task_details
+        task.display_name: (task.start_time, task.end_time) for task in ended.run_details.task_details
     }
     return {name: (seen[name][1] - seen[f"{name}-driver"][0]).total_seconds() for name in STEPS}
 
@@ -89,11 +87,11 @@ def steps(folder: Path, endpoint: str, image: str) -> list[Row]:
         }
         for backend, name in ((Local(), "local"), (kfp, "kfp")):
             given = arguments | {"data": backend.data(source)}
-            with ended(backend, given, folder / f"{name}-{number}") as execution:
-                if backend is kfp:
-                    there.append(kfp_times(asked.get_run(execution.log.rpartition("/")[2])))
-                else:
-                    here.append(local_times(execution))
+            execution = run(backend, given, folder / f"{name}-{number}")
+            if backend is kfp:
+                there.append(kfp_times(asked.get_run(execution.log.rpartition("/")[2])))
+            else:
+                here.append(local_times(execution))
     rows = []
     for step in STEPS:
         local_s, kfp_s = (statistics.median(each[step] for each in found) for found in (here, there))

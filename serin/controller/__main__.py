@@ -129,7 +129,7 @@ def _keep(work: Callable[[threading.Event], None], stop: threading.Event, died: 
     """Without its watches or its lease a controller looks well and does nothing: it ends, and is started again."""
     try:
         work(stop)
-    except Exception:
+    except Exception:  # whatever it was: a thread's end is seen by nobody
         logging.getLogger("serin").exception("the controller ends, as what it cannot do without has failed")
         died.set()
         stop.set()

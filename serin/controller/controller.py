@@ -8,6 +8,7 @@ What is looked at is a service with all its rollouts: when something about it ch
 after the last look. With many rollouts in flight the period grows, so that the work to be done per second does not.
 """
 
+import collections
 import logging
 import threading
 import time
@@ -98,12 +99,12 @@ class Metrics:
 
     def collect(self) -> Iterator[Metric]:
         rollouts = GaugeMetricFamily("serin_rollouts", "ModelRollouts by phase.", labels=["phase"])
-        # none yet is not the same as 0: the alert on rollbacks looks at the difference
-        phases = dict.fromkeys(Phase, 0) if self._rollouts.filled.is_set() else {}
-        for document in self._rollouts.documents() if phases else []:
-            phases[phase_of(document)] += 1
-        for phase, count in phases.items():
-            rollouts.add_metric([phase], count)
+        if (
+            self._rollouts.filled.is_set()
+        ):  # none yet is not the same as 0: the alert on rollbacks looks at the change
+            counts = collections.Counter(phase_of(document) for document in self._rollouts.documents())
+            for phase in Phase:
+                rollouts.add_metric([phase], counts[phase])
         yield rollouts
         failures = CounterMetricFamily(
             "serin_api_failures", "Requests the API server did not grant.", labels=["kind"]

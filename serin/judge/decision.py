@@ -15,7 +15,7 @@ class Evidence:
     """The state of one metric.
 
     `log10_e` is log10 of the e-value against "no harm". `safe` says whether harm of the stage's margin is rejected.
-    What only one revision has reported, or none, is not `judged`.
+    What only one revision has reported, or none, is not `judged`, nor is the split where no window had a known share.
     """
 
     metric: str

@@ -35,12 +35,16 @@ def decide(state: State, now: float) -> Decision:
             reason=f"Dry run, would {decision.action}: {decision.reason}",
         )
     candidate, both = (state.earlier_counts + state.stage_counts)[:, REQUESTS]
+
+    def judged(name: str) -> bool:
+        return bool(state.compared) if name == SPLIT else name not in unjudged
+
     evidence = [
         Evidence(
             metric=name,
             log10_e=math.log10(e),
-            judged=name not in unjudged,
-            safe=name not in unjudged and all(claim.metric != name for claim in open_claims),
+            judged=judged(name),
+            safe=judged(name) and all(claim.metric != name for claim in open_claims),
             stable_requests=int(both - candidate),
             candidate_requests=int(candidate),
         )

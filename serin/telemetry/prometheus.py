@@ -169,8 +169,8 @@ def counts(answers: Answers, namespace: str, stable: str, candidate: str) -> Cou
     for each in answers.active:
         active[arms[each.labels[names.revision]]] += round(each.value)
     at_s = min(each.value for each in answers.times)
-    of_gateway = names.namespace is None
-    return Counts(at_s, read, active if answers.active else None, names.latency_lag_s, together=of_gateway)
+    by_pods = names.namespace is not None
+    return Counts(at_s, read, active if answers.active else None, names.latency_lag_s, apart=by_pods)
 
 
 def _label(names: Names, namespace: str, revision: str) -> str:

@@ -19,15 +19,15 @@ class Counts:
 
     `active`: requests under way by revision; None where the source does not tell. `latency_lag_s`: where the gateway
     counts latencies, how much later than answers it may show them; Knative's probes are among them. None where those
-    count them who give the answers. `together`: whether both revisions were counted at the same moment, as by
-    gateways, where each counts both.
+    count them who give the answers. `apart`: whether the revisions were counted at different moments, as is where
+    each of their pods counts for itself.
     """
 
     at_s: float
     read: Mapping[str, Series]
     active: Mapping[str, int] | None = None
     latency_lag_s: float | None = None
-    together: bool = True
+    apart: bool = False
 
 
 class Tally(Stored):

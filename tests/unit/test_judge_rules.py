@@ -1,5 +1,7 @@
 """What the judge says, and why: every action, alert and excuse."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from pydantic import ValidationError
@@ -19,7 +21,7 @@ from serin.judge import (
     observe,
     policy_for,
 )
-from serin.judge.policy import StagePolicy
+from serin.judge.policy import SPLIT, StagePolicy
 from serin.plan import PROFILES
 from tests.unit.judging import LATENCY, SCORES, arm, draw, taught, window
 
@@ -299,3 +301,14 @@ def test_weights_are_relative() -> None:
     different = JudgeSpec(scores=ScoreMetric(expected=Scores.DIFFERENT)).shares
     assert different["scores"] == 0
     assert sum(different.values()) == pytest.approx(1)
+
+
+@pytest.mark.parametrize("apart", [True, False])
+def test_the_split_is_not_judged_by_counts_of_different_moments(*, apart: bool) -> None:
+    """Three times its share is no wrong split when the two were not counted together."""
+    state = taught()
+    for number in range(1, 20):
+        state = observe(state, replace(window(number, arm(850), arm(150)), counted_apart=apart))
+    decision = decide(state, 21.0)
+    (split,) = [each for each in decision.evidence if each.metric == SPLIT]
+    assert (split.judged, decision.alert is None) == (not apart, apart)

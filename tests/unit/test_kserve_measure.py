@@ -114,8 +114,8 @@ def test_late_latencies_do_not_roll_a_good_candidate_back(lag_s: float | None, *
     assert (state.peak > 1 / policy.alpha) == harm
 
 
-@pytest.mark.parametrize(("together", "harm"), [(False, False), (True, True)])
-def test_a_rise_of_the_load_between_two_scrapes_is_no_harm(*, together: bool, harm: bool) -> None:
+@pytest.mark.parametrize(("apart", "harm"), [(True, False), (False, True)])
+def test_a_rise_of_the_load_between_two_scrapes_is_no_harm(*, apart: bool, harm: bool) -> None:
     """The candidate's pod is scraped 4 s after stable's, when the load has gone from 10 to 1,000 requests/s; a tenth
     of the answers of both fails."""
     state, before, shares = start(Policy()), None, set()
@@ -129,7 +129,7 @@ def test_a_rise_of_the_load_between_two_scrapes_is_no_harm(*, together: bool, ha
             "pod 1": {"r1 codes": {200: stable - stable // 10, 500: stable // 10}},
             "pod 2": {"r2 codes": {200: candidate - candidate // 10, 500: candidate // 10}},
         }
-        before, window = measure(before, service(20), STATUS, Counts(at_s, read, {}, together=together), at_s)
+        before, window = measure(before, service(20), STATUS, Counts(at_s, read, {}, apart=apart), at_s)
         if window is not None:
             state = observe(state, window)
             shares.add(window.share)

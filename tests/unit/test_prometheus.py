@@ -108,9 +108,9 @@ def test_requests_under_way_are_known_from_the_gateway() -> None:
 
 def test_only_a_gateway_counts_both_revisions_at_once_but_its_latencies_late() -> None:
     told = {names.component: counts(answers(names), "serving", "churn-1", "churn-2") for names in KNOWN}
-    traits = {name: (found.together, found.latency_lag_s) for name, found in told.items() if found is not None}
-    assert traits.pop("Kourier") == (True, 5.0)
-    assert set(traits.values()) == {(False, None)} and len(traits) == 3
+    traits = {name: (found.apart, found.latency_lag_s) for name, found in told.items() if found is not None}
+    assert traits.pop("Kourier") == (False, 5.0)
+    assert set(traits.values()) == {(True, None)} and len(traits) == 3
 
 
 def test_nothing_told_is_not_nothing_counted() -> None:

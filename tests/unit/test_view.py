@@ -145,15 +145,15 @@ def test_plain_says_at_once_why_nothing_has_begun():
     assert plain(waiting, waiting, since_s=5) != []
 
 
-@pytest.mark.parametrize("terminal", [True, False])
-def test_follow_ends_with_the_last_reading(stories, terminal):
-    frames = iter(stories["rolled back"])
+def followed(frames, terminal, problem=None):
+    """The rollout as last read, and what was shown."""
+    frames = iter(frames)
     clock = [rollouts.START]
 
     def read():
         frame = next(frames)
         clock[0] = frame.now
-        return frame.rollout, frame.windows, None
+        return frame.rollout, frame.windows, problem
 
     out = io.StringIO()
     ended = follow(
@@ -163,8 +163,13 @@ def test_follow_ends_with_the_last_reading(stories, terminal):
         sleep=lambda _: None,
         clock=lambda: clock[0],
     )
+    return ended, out.getvalue()
+
+
+@pytest.mark.parametrize("terminal", [True, False])
+def test_follow_ends_with_the_last_reading(stories, terminal):
+    ended, text = followed(stories["rolled back"], terminal)
     assert ended.status.phase is Phase.ROLLED_BACK
-    text = out.getvalue()
     assert "RolledBack" in text
     assert ("\x1b[?25l" in text and text.rindex("\x1b[?25h") > text.rindex("\x1b[?25l")) is terminal
     assert ("\x1b" in text) is terminal
@@ -172,24 +177,9 @@ def test_follow_ends_with_the_last_reading(stories, terminal):
 
 @pytest.mark.parametrize("terminal", [True, False])
 def test_what_keeps_the_platform_from_work_is_told_until_the_end(stories, terminal):
-    frames = iter(stories["promoted"])
-    clock = [rollouts.START]
-
-    def read():
-        frame = next(frames)
-        clock[0] = frame.now
-        return frame.rollout, frame.windows, "no supervisor works"
-
-    out = io.StringIO()
-    ended = follow(
-        read,
-        console=Console(file=out, force_terminal=terminal, width=100),
-        until=lambda rollout: rollout.status.phase.terminal,
-        sleep=lambda _: None,
-        clock=lambda: clock[0],
-    )
+    ended, text = followed(stories["promoted"], terminal, problem="no supervisor works")
     assert ended.status.phase is Phase.PROMOTED
-    before, _, after = out.getvalue().rpartition("Promoted")
+    before, _, after = text.rpartition("Promoted")
     assert "No supervisor works." in before and "No supervisor works." not in after
 
 

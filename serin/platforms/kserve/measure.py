@@ -92,7 +92,7 @@ def measure(
     if before is None or before.percent == percent == 0:
         return after, None
     window = window_between(before.reading(stable, candidate), after.reading(stable, candidate))
-    window = dataclasses.replace(window, counted_apart=not counts.together)
+    window = dataclasses.replace(window, counted_apart=counts.apart)
     if not same_split or (counts.active is None and before.at_s - since_s < SETTLE_S):
         window = dataclasses.replace(window, share=None)
     elif after.at_s - since_s < SETTLE_S:
