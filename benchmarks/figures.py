@@ -1,4 +1,4 @@
-"""`python -m benchmarks.figures`: put the tables of `benchmarks/results` into the README."""
+"""`python -m benchmarks.figures`: the tables of `benchmarks/results`: headlines in the README, all of them in the docs."""
 
 import json
 import re
@@ -9,7 +9,19 @@ from typing import Any, Final
 from benchmarks.common import RESULTS, shown
 
 README: Final = Path(__file__).parents[1] / "README.md"
+PAGE: Final = README.parent / "docs" / "figures.md"
 BENCHMARKS: Final = ("pipeline", "rollout", "judge", "predictor", "controller")
+HEADLINES: Final = (
+    ("pipeline", "make run, fresh clone: install, first release, pipeline, canary"),
+    ("rollout", "promoted rollout: answered with an error, or not at all"),
+    ("rollout", "failing candidate at 5 % of 100/s, checks off: median seen"),
+    ("judge", "healthy candidates rolled back, of 10,040"),
+    ("judge", "errors 1 → 5 % at 100 rps: fewer exposed than Kayenta's"),
+    ("judge", "healthy to 100 %, fast at 100 rps"),
+    ("predictor", "throughput vs the best stock peer"),
+    ("controller", "1,000 in flight: resident memory, most"),
+)
+"""What the README shows: benchmark and row."""
 _SECTION: Final = re.compile(r"(<!-- figures -->\n).*(<!-- /figures -->)", re.DOTALL)
 
 
@@ -38,9 +50,22 @@ def results() -> dict[str, dict[str, Any]]:
     return {name: json.loads(file.read_text(encoding="utf-8")) for name, file in files.items() if file.exists()}
 
 
-def with_figures(readme: str) -> str:
-    return _SECTION.sub(lambda found: f"{found[1]}{tables(results())}{found[2]}", readme)
+def headlines(results: Mapping[str, Mapping[str, Any]]) -> str:
+    """Markdown, one table: the rows named in `HEADLINES`. Raises `KeyError` for one that no benchmark has."""
+    lines = ["| what | measured | command |", "|---|---|---|"]
+    for name, what in HEADLINES:
+        rows = {row["what"]: row for row in results[name]["rows"]}
+        row = rows[what]
+        lines.append(f"| {what} | {shown(row['value'])} {row['unit']} | `make bench-{name}` |")
+    return "\n".join(lines) + "\n"
+
+
+def with_figures(page: str, figures: str) -> str:
+    """`page` with `figures` between its two marks."""
+    return _SECTION.sub(lambda found: f"{found[1]}{figures}{found[2]}", page)
 
 
 if __name__ == "__main__":
-    README.write_text(with_figures(README.read_text(encoding="utf-8")), encoding="utf-8")
+    measured = results()
+    for file, figures in ((README, headlines(measured)), (PAGE, tables(measured))):
+        file.write_text(with_figures(file.read_text(encoding="utf-8"), figures), encoding="utf-8")
