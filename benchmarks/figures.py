@@ -1,4 +1,4 @@
-"""`python -m benchmarks.figures`: the tables of `benchmarks/results`: headlines in the README, all of them in the docs."""
+"""`python -m benchmarks.figures`: headlines of `benchmarks/results` in the README, all tables in the docs."""
 
 import json
 import re
