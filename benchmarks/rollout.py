@@ -6,18 +6,20 @@ status; only what it saw counts as seen by users.
 """
 
 import argparse
+import contextlib
+import http.client
 import json
 import math
 import os
 import shutil
 import signal
+import socket
 import statistics
 import subprocess
 import sys
 import tempfile
 import threading
 import time
-import urllib.request
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -33,7 +35,7 @@ from components.train import core as training
 from serin import model, release
 from serin.judge import JudgeSpec, ScoreMetric, Scores
 from serin.plan import Bake, Checks, OnInconclusive, Plan, Stage
-from serin.platforms.embedded import client, processes
+from serin.platforms.embedded import client, gateway, processes
 from serin.platforms.embedded.client import Embedded
 from serin.rollout import Candidate, EnvVar, ModelRollout, Phase, Spec
 
@@ -184,15 +186,11 @@ class Bench:
         """The times (epoch seconds, to 5 ms) at which the gateway put new routes in force while the block runs."""
         changes: list[float] = []
         done = threading.Event()
-        address = (
-            f"http://127.0.0.1:{self.platform.store.setting('admin_port')}/stats?filter=rds.services.version_text"
-        )
 
         def watch() -> None:
             seen = b""
             while not done.wait(0.005):
-                with urllib.request.urlopen(address, timeout=5) as response:
-                    told = response.read()
+                told = _asked(_OnSocket(self.home, gateway.ADMIN), "/stats?filter=rds.services.version_text")
                 if told != seen:
                     changes.append(time.time())
                     seen = told
@@ -204,6 +202,30 @@ class Bench:
         finally:
             done.set()
             watcher.join()
+
+
+class _OnSocket(http.client.HTTPConnection):
+    """To a server that listens on a socket in the home `home`, however long the path of that is."""
+
+    def __init__(self, home: Path, path: str) -> None:
+        super().__init__("localhost", timeout=10)
+        self._home, self._path = home, path
+
+    def connect(self) -> None:
+        self.sock = socket.socket(socket.AF_UNIX)
+        folder = os.open(self._home, os.O_PATH)
+        try:
+            self.sock.connect(f"/proc/self/fd/{folder}/{self._path}")
+        finally:
+            os.close(folder)
+
+
+def _asked(server: http.client.HTTPConnection, path: str, body: bytes | None = None) -> bytes:
+    """The answer to one request, on a connection of its own."""
+    with contextlib.closing(server):
+        headers = {"Content-Type": "application/json"} if body is not None else {}
+        server.request("GET" if body is None else "POST", path, body, headers)
+        return server.getresponse().read()
 
 
 def _with_trials(config: Config, trials: int) -> Config:
@@ -368,14 +390,17 @@ def gateway_cost(bench: Bench, requests: int) -> list[Row]:
     assert record is not None
     body = json.dumps({"instances": list(model.samples(serving.model).records[:1])}).encode()
     path = f"/v1/models/{bench.config.service}:predict"
-    times: dict[str, list[float]] = {f"http://127.0.0.1:{record.port}": [], str(bench.platform.address): []}
+    server, port = gateway.socket_of(record.cluster), bench.platform.store.setting("port")
+    direct_ms, through_ms = [], []
     for _ in range(requests):
-        for address, seen in times.items():
+        for connection, seen in (
+            (_OnSocket(bench.home, server), direct_ms),
+            (http.client.HTTPConnection(gateway.LOCAL, port, timeout=10), through_ms),
+        ):
             start = time.perf_counter()
-            with urllib.request.urlopen(urllib.request.Request(address + path, data=body), timeout=10) as response:
-                response.read()
+            _asked(connection, path, body)
             seen.append(1000 * (time.perf_counter() - start))
-    direct, through = (statistics.median(seen) for seen in times.values())
+    direct, through = statistics.median(direct_ms), statistics.median(through_ms)
     return [
         Row("one request, straight to the model server, median", direct, "ms"),
         Row("one request, through the gateway, median", through, "ms"),

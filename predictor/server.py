@@ -49,6 +49,8 @@ def parser(prog: str) -> argparse.ArgumentParser:
     parser.add_argument("--digest", default=digest, help="refuse to serve any other model: sha256:…")
     parser.add_argument("--host", default="127.0.0.1")
     parser.add_argument("--http-port", type=int, default=8080)
+    parser.add_argument("--unix-socket", type=Path, metavar="PATH",
+                        help="serve HTTP here, to this user alone, in place of host and port")  # fmt: skip
     parser.add_argument("--grpc-port", type=int, help="serve gRPC as well")
     parser.add_argument("--max-body-bytes", type=int, default=Limits().body_bytes)
     parser.add_argument("--max-rows", type=int, default=Limits().rows)
@@ -107,7 +109,7 @@ def serve(
     gc.freeze()  # what start-up made lives as long as the process: spare every later collection the walk
     server = _Server(config, service, arguments.drain_s, arguments.grpc_port)
     try:
-        server.run(sockets=[_listen(arguments.host, arguments.http_port)])
+        server.run(sockets=[_listening(arguments)])
     finally:
         gc.unfreeze()
         if log:
@@ -135,6 +137,26 @@ def _log(arguments: argparse.Namespace, scorer: Scorer, **names: str) -> Predict
     key = os.environ.get("SERIN_LOG_KEY", "").encode()
     fields = Fields(scorer.layout, frozenset(arguments.log_exclude), frozenset(arguments.log_hash), key)
     return PredictionLog(sink(arguments.log, fields, scorer.signature, **names))
+
+
+def _listening(arguments: argparse.Namespace) -> socket.socket:
+    path: Path | None = arguments.unix_socket
+    return _listen(arguments.host, arguments.http_port) if path is None else _listen_unix(path)
+
+
+def _listen_unix(path: Path) -> socket.socket:
+    """Replaces what a server that was killed left at `path`."""
+    listener = socket.socket(socket.AF_UNIX)
+    umask = os.umask(0o177)
+    try:
+        if path.is_socket():
+            path.unlink()
+        listener.bind(str(path))
+    except OSError as error:
+        raise UserError(f"Cannot listen on {path} ({error}); pass another --unix-socket.") from error
+    finally:
+        os.umask(umask)
+    return listener
 
 
 def _listen(host: str, port: int) -> socket.socket:

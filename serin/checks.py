@@ -12,6 +12,7 @@ from typing import Final
 
 import aiohttp
 
+from serin import address
 from serin.model import Record
 from serin.rollout import Check
 
@@ -42,24 +43,27 @@ class Answer:
 async def replay(
     candidate: str, stable: str | None, model_name: str, records: Sequence[Record], *, timeout_s: float = 10
 ) -> tuple[list[Answer], list[Answer] | None]:
-    """Send each record to both base addresses in turn. Connection failures are answers too (status None)."""
-    timeout = aiohttp.ClientTimeout(total=timeout_s)
-    async with aiohttp.ClientSession(timeout=timeout) as session:
-        of_candidate: list[Answer] = []
-        of_stable: list[Answer] = []
+    """Send each record to both addresses (`serin.address`) in turn. Connection failures are answers too (status
+    None)."""
+    of_candidate: list[Answer] = []
+    of_stable: list[Answer] = []
+    async with (
+        address.session(candidate, timeout_s=timeout_s) as to_candidate,
+        address.session(stable or candidate, timeout_s=timeout_s) as to_stable,
+    ):
         for record in records[:MAX_RECORDS]:
-            of_candidate.append(await ask(session, candidate, model_name, record))
+            of_candidate.append(await ask(to_candidate, model_name, record))
             if stable is not None:
-                of_stable.append(await ask(session, stable, model_name, record))
+                of_stable.append(await ask(to_stable, model_name, record))
             if sum(not answer.good for answer in of_candidate) > MAX_RECORDS // 10:
                 break
     return of_candidate, of_stable if stable is not None else None
 
 
-async def ask(session: aiohttp.ClientSession, base: str, model_name: str, record: Record) -> Answer:
+async def ask(session: aiohttp.ClientSession, model_name: str, record: Record) -> Answer:
     start = time.perf_counter()
     try:
-        async with session.post(f"{base}/v1/models/{model_name}:predict", json={"instances": [record]}) as response:
+        async with session.post(f"/v1/models/{model_name}:predict", json={"instances": [record]}) as response:
             body = await response.json(content_type=None)
             return Answer(response.status, time.perf_counter() - start, _score(body))
     except (TimeoutError, aiohttp.ClientError, ValueError):

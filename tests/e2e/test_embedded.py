@@ -4,10 +4,12 @@ import json
 import math
 import os
 import signal
+import stat
 import sys
 from collections.abc import Iterator
 from pathlib import Path
 
+import psutil
 import pytest
 from embedded import QUICK, SERVICE, Home, by_revision, home, shown, traffic, write_model
 
@@ -33,10 +35,26 @@ def here(tmp_path_factory, models) -> Iterator[Home]:
     """A platform on which the first model is live."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("SERIN_PORT", "0")
-        with home(tmp_path_factory.mktemp("a home") / "with spaces") as platform:
+        too_long_for_sockets = tmp_path_factory.mktemp("a home") / "with spaces and umlauts".ljust(110, "ä")
+        with home(too_long_for_sockets) as platform:
             first = platform.ended(platform.request(models / "1"))
             assert first.status.phase is Phase.PROMOTED, platform.story()
             yield platform
+
+
+def test_but_for_the_gateways_port_nothing_of_it_can_be_reached_by_another_user(here):
+    processes_of_it = [client.supervisor_pid(here.path), *processes.belonging_to(here.path)]
+    listening = [
+        each.laddr.port
+        for pid in processes_of_it
+        for each in psutil.Process(pid).connections("inet")
+        if each.status == psutil.CONN_LISTEN
+    ]
+    assert [f"http://127.0.0.1:{port}" for port in listening] == [here.address]
+    sockets = here.path / "sockets"
+    assert stat.S_IMODE(sockets.stat().st_mode) == 0o700
+    assert {stat.S_IMODE(each.stat().st_mode) for each in sockets.iterdir()} == {0o600}
+    assert len(list(sockets.iterdir())) == len(processes_of_it) - 1
 
 
 def test_the_first_model_is_live_after_its_checks(here):

@@ -4,6 +4,7 @@ import http.client
 import json
 import signal
 import socket
+import stat
 import subprocess
 import sys
 import threading
@@ -13,6 +14,7 @@ from pathlib import Path
 import duckdb
 import onnx
 import predictor_models as models
+import psutil
 import pytest
 from predictor_process import DEADLINE_S, await_ready, command, free_port, predict, request, running
 
@@ -252,3 +254,35 @@ def test_drill_crash(root: Path) -> None:
             for _ in range(100):
                 predict(port)
         assert process.wait(DEADLINE_S) == 1
+
+
+def test_on_a_unix_socket_it_serves_its_user_alone_and_takes_over_what_a_killed_server_left(
+    root: Path, tmp_path: Path
+) -> None:
+    path = tmp_path / "server"
+    for _ in range(2):
+        with subprocess.Popen(command(root, 0, "--unix-socket", str(path))) as process:
+            try:
+                deadline_s = time.monotonic() + DEADLINE_S
+                while answer_on(path) != 200:
+                    assert process.poll() is None and time.monotonic() < deadline_s, "the server does not start"
+                    time.sleep(0.05)
+                assert stat.S_IMODE(path.stat().st_mode) == 0o600
+                assert psutil.Process(process.pid).connections("inet") == []
+            finally:
+                process.kill()
+    path.unlink()
+    path.write_text("a file of the user's")
+    assert "Address already in use" in refused(root, "--unix-socket", str(path))
+    assert path.read_text() == "a file of the user's"
+    assert "too long" in refused(root, "--unix-socket", str(tmp_path / ("x" * 108)))
+
+
+def answer_on(path: Path) -> int | None:
+    with socket.socket(socket.AF_UNIX) as connection:
+        try:
+            connection.connect(str(path))
+        except OSError:
+            return None
+        connection.sendall(b"GET /v2/health/ready HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")
+        return int(connection.recv(4096).split()[1])

@@ -1,17 +1,16 @@
 """The gateway's configuration, word for word; Envoy itself reads it in tests/e2e."""
 
 import json
+import re
 from pathlib import Path
-
-import pytest
 
 from serin.platforms.embedded import gateway
 from serin.platforms.embedded.gateway import ServiceRoute, Upstream
 
 GOLDEN = Path(__file__).with_name("gateway.json")
 UPSTREAMS = (
-    Upstream("default/churn-predictor-00001", "churn", 21001),
-    Upstream("default/churn-predictor-00002", "churn", 21002),
+    Upstream("default/churn-predictor-00001", "churn", "sockets/one"),
+    Upstream("default/churn-predictor-00002", "churn", "sockets/two"),
 )
 ROUTES = (
     ServiceRoute("churn", {"default/churn-predictor-00001": 75, "default/churn-predictor-00002": 25}),
@@ -21,7 +20,7 @@ ROUTES = (
 
 def documents() -> dict[str, object]:
     return {
-        "bootstrap": gateway.bootstrap(Path("/home/a user/.serin/gateway"), 8080, 9901),
+        "bootstrap": gateway.bootstrap(Path("/home/a user/.serin/gateway"), 8080),
         "clusters": gateway.clusters(UPSTREAMS),
         "routes": gateway.routes(ROUTES),
     }
@@ -36,10 +35,16 @@ def test_a_revision_without_weight_is_not_routed_to():
     assert "default/None" not in json.dumps(gateway.routes(ROUTES))
 
 
-@pytest.mark.parametrize("part", ["bootstrap", "clusters", "routes"])
-def test_everything_listens_on_loopback_only(part):
-    text = json.dumps(documents()[part])
-    assert text.count('"address": "') == text.count('"address": "127.0.0.1"')
+def test_one_port_on_loopback_and_everything_else_on_sockets():
+    text = json.dumps(documents())
+    assert re.findall(r'"socket_address": ({[^}]*})', text) == ['{"address": "127.0.0.1", "port_value": 8080}']
+    assert re.findall(r'"pipe": {"path": "([^"]*)"', text) == ["sockets/gateway", "sockets/one", "sockets/two"]
+
+
+def test_a_sockets_path_is_short_whatever_the_revision_is_called():
+    longest = f"{'n' * 63}/{'s' * 50}-predictor-00001"
+    assert len(gateway.socket_of(longest)) < 108
+    assert gateway.socket_of(longest) != gateway.socket_of(longest.replace("1", "2"))
 
 
 def test_files_are_replaced_whole(tmp_path):

@@ -3,9 +3,8 @@
 import fcntl
 import os
 import signal
+import socket
 import time
-import urllib.error
-import urllib.request
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, Final
@@ -108,6 +107,7 @@ def up(home: Path, *, timeout_s: float = START_S) -> str:
     if supervisor_pid(home) is None:
         supervisor, _ = processes.spawn(
             processes.python("serin.platforms.embedded.supervisor", str(home)),
+            folder=home,
             log=log,
             env={"SERIN_PORT": port} if port else {},
         )
@@ -128,10 +128,10 @@ def _ready(store: Store) -> bool:
     if not processes.alive(*(store.setting("gateway_pid") or (None, None))):
         return False
     try:
-        with urllib.request.urlopen(f"http://{LOCAL}:{store.setting('admin_port')}/ready", timeout=1) as response:
-            return bool(response.status == 200)
-    except (urllib.error.URLError, OSError):
+        socket.create_connection((LOCAL, store.setting("port")), timeout=1).close()
+    except OSError:
         return False
+    return True
 
 
 def down(home: Path) -> int:

