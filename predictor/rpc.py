@@ -1,8 +1,4 @@
-"""The Open Inference Protocol over gRPC.
-
-The messages are those of the kserve SDK, whose import alone takes more memory than the whole server without it:
-import this module only where gRPC is asked for.
-"""
+"""The Open Inference Protocol over gRPC; needs grpcio and protobuf, so import it only where gRPC is asked for."""
 
 import asyncio
 import logging
@@ -10,11 +6,10 @@ import time
 from typing import Any, Final
 
 import grpc  # type: ignore[import-untyped]
-from kserve.protocol.grpc import grpc_predict_v2_pb2 as pb
-from kserve.protocol.grpc import grpc_predict_v2_pb2_grpc as pb_grpc
 from numpy.typing import NDArray
 
 from predictor import answers, v2
+from predictor import inference_pb2 as pb
 from predictor.app import INLINE_BYTES, Service, check_model, identity_headers, request_id_of
 from predictor.columns import Batch
 from predictor.errors import ClientError, InvalidInput
@@ -22,6 +17,8 @@ from serin.errors import UserError
 
 logger = logging.getLogger("predictor")
 
+SERVICE: Final = "inference.GRPCInferenceService"
+_CALLS: Final = ("ServerLive", "ServerReady", "ModelReady", "ServerMetadata", "ModelMetadata", "ModelInfer")
 _CONTENTS: Final = {
     "BOOL": "bool_contents",
     "INT8": "int_contents",
@@ -49,7 +46,7 @@ async def start(service: Service, host: str, port: int) -> grpc.aio.Server:
     server = grpc.aio.server(
         options=[("grpc.max_receive_message_length", service.limits.body_bytes), ("grpc.so_reuseport", 0)]
     )
-    pb_grpc.add_GRPCInferenceServiceServicer_to_server(Servicer(service), server)
+    server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(SERVICE, _handlers(Servicer(service))),))
     address = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
     try:
         server.add_insecure_port(address)
@@ -59,8 +56,20 @@ async def start(service: Service, host: str, port: int) -> grpc.aio.Server:
     return server
 
 
-class Servicer(pb_grpc.GRPCInferenceServiceServicer):
-    """The protocol's calls; those that load and unload models stay unimplemented."""
+def _handlers(servicer: "Servicer") -> dict[str, grpc.RpcMethodHandler]:
+    """By the call's name. Those that load and unload models are left out: gRPC answers UNIMPLEMENTED."""
+    return {
+        name: grpc.unary_unary_rpc_method_handler(
+            getattr(servicer, name),
+            request_deserializer=getattr(pb, f"{name}Request").FromString,
+            response_serializer=getattr(pb, f"{name}Response").SerializeToString,
+        )
+        for name in _CALLS
+    }
+
+
+class Servicer:
+    """The protocol's calls."""
 
     def __init__(self, service: Service) -> None:
         self._service = service

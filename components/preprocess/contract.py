@@ -109,7 +109,7 @@ def check(contract: Contract, rows: pd.DataFrame) -> Findings:
         violations += _violations(contract, errors.failure_cases)
     notes = []
     for name, rule in contract.columns.items():
-        if rule.values and name in checked and checked[name].dtype == object:
+        if rule.values and name in checked and checked[name].dtype != np.float64:
             given = checked[name][checked[name] != ""]
             unknown = sorted(set(given) - set(rule.values))
             shown = ", ".join(map(repr, unknown[:5])) + (", …" if len(unknown) > 5 else "")

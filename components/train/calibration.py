@@ -23,7 +23,7 @@ class Sigmoid:
 
     @classmethod
     def fit(cls, margins: np.ndarray, y: np.ndarray) -> Self:
-        learner = LogisticRegression(penalty=None).fit(margins[:, None], y)
+        learner = LogisticRegression(C=np.inf).fit(margins[:, None], y)
         return cls(float(learner.coef_[0, 0]), float(learner.intercept_[0]))
 
     def __call__(self, margins: np.ndarray) -> np.ndarray:

@@ -15,7 +15,7 @@ from sklearn.base import BaseEstimator
 from sklearn.compose import ColumnTransformer
 from sklearn.impute import SimpleImputer
 from sklearn.pipeline import Pipeline
-from sklearn.preprocessing import OneHotEncoder, OrdinalEncoder, StandardScaler
+from sklearn.preprocessing import FunctionTransformer, OneHotEncoder, OrdinalEncoder, StandardScaler
 
 from components.config import Learner
 from components.train.features import top_categories
@@ -33,9 +33,10 @@ class Recipe:
 
 
 def _linear_columns(inputs: pd.DataFrame) -> ColumnTransformer:
-    """Numbers: median for missing, scaled. Strings: a column per frequent value, all 0 for rare and unseen ones."""
+    """Numbers: median for missing, scaled in double. Strings: a column per frequent value, all 0 for rare and unseen ones."""
     strings = OneHotEncoder(categories=_categories(inputs), handle_unknown="ignore", sparse_output=False)
-    return _columns(inputs, Pipeline([("impute", _imputer()), ("scale", StandardScaler())]), strings)
+    steps = [("impute", _imputer()), ("double", FunctionTransformer(np.float64)), ("scale", StandardScaler())]
+    return _columns(inputs, Pipeline(steps), strings)
 
 
 def _tree_columns(inputs: pd.DataFrame) -> ColumnTransformer:

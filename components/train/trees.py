@@ -43,7 +43,8 @@ def of_xgboost(learner: Any) -> Ensemble:  # noqa: ANN401 (an XGBClassifier)
         )
         for tree in document["gradient_booster"]["model"]["trees"]
     )
-    return Ensemble(float(logit(float(document["learner_model_param"]["base_score"]))), trees)
+    (base_score,) = json.loads(document["learner_model_param"]["base_score"])
+    return Ensemble(float(logit(base_score)), trees)
 
 
 def of_hist_gradient_boosting(learner: Any) -> Ensemble:  # noqa: ANN401 (a HistGradientBoostingClassifier)

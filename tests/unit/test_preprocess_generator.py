@@ -88,7 +88,7 @@ def test_a_rule_on_one_column_loses_clearly_to_a_model_on_all() -> None:
 
 def test_customers_stay_grow_older_and_are_replaced() -> None:
     first, later = (rows.set_index("customerID") for rows in islice(months(5, 500), 0, 5, 4))
-    both = first.join(later, how="inner", rsuffix="_later")
+    both = first.join(later, how="inner", suffixes=("", "_later"))
     assert 200 < len(both) < 500
     assert (both["tenure_later"] == (both["tenure"] + 4).clip(upper=72)).all()
     traits = ["gender", "Partner", "InternetService", "PaymentMethod"]

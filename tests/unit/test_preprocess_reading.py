@@ -41,7 +41,7 @@ def write_parquet(rows: pd.DataFrame, path: Path) -> Path:
 def test_types_follow_from_all_values(tmp_path: Path, values: list[str], expected: list[object]) -> None:
     path = write(tmp_path, "key,größe €\n" + "".join(f"k{i},{value}\n" for i, value in enumerate(values)))
     column = read(path).rows["größe €"]
-    assert column.dtype == (np.float64 if isinstance(expected[0], float) else object)
+    assert column.dtype == (np.float64 if isinstance(expected[0], float) else "str")
     pd.testing.assert_series_equal(column, pd.Series(expected, name="größe €"))
 
 
