@@ -184,7 +184,7 @@ START = {
 }
 NOT_IN_IMAGE = {
     "controller": ("serin.platforms.embedded",),  # with its Envoy it is for one machine only
-    "predictor": ("predictor.rpc",),  # gRPC comes with the kserve SDK, and 150 MB; the runtime serves HTTP
+    "predictor": ("predictor.rpc",),  # the runtime serves HTTP
     "pipeline": ("serin.platforms.embedded",),
 }
 
