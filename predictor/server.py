@@ -186,7 +186,7 @@ class _Server(uvicorn.Server):
                 from predictor import rpc
             except ModuleNotFoundError as error:
                 raise UserError(
-                    f"--grpc-port: package {error.name} is not installed; install grpcio and protobuf, or leave it out."
+                    f"--grpc-port: package {error.name} is not installed; install it, or leave the option out."
                 ) from error
 
             self._grpc = await rpc.start(self._service, self.config.host, self._grpc_port)

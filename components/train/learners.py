@@ -33,7 +33,7 @@ class Recipe:
 
 
 def _linear_columns(inputs: pd.DataFrame) -> ColumnTransformer:
-    """Numbers: median for missing, scaled in double. Strings: a column per frequent value, all 0 for rare and unseen ones."""
+    """Numbers: median for missing, scaled in double. Strings: a column per frequent value, 0 in all for others."""
     strings = OneHotEncoder(categories=_categories(inputs), handle_unknown="ignore", sparse_output=False)
     steps = [("impute", _imputer()), ("double", FunctionTransformer(np.float64)), ("scale", StandardScaler())]
     return _columns(inputs, Pipeline(steps), strings)
