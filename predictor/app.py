@@ -31,7 +31,7 @@ from predictor.telemetry import Telemetry
 logger = logging.getLogger("predictor")
 
 _REQUEST_ID: Final = re.compile(rb"[\x21-\x7e]{1,128}")
-_INFERENCE: Final = re.compile(r"/v1/models/[^/]+:predict|/v2/models/[^/]+/infer")
+_INFERENCE: Final = re.compile(r"/v1/models/[^/]+:predict|/v2/models/[^/]+(/versions/[^/]+)?/infer")
 JSON_LENGTH: Final = "Inference-Header-Content-Length"
 REQUEST_ID: Final = "serin.request_id"
 """The request's id in its ASGI scope."""
@@ -85,10 +85,12 @@ class Answer:
     json_length: int | None = None
 
 
-def check_model(service: Service, name: str) -> None:
-    """Raises `NotFound`."""
-    if name != service.model:
-        raise NotFound(f"Model {name!r} is not here: this server has {service.model!r}.")
+def check_model(service: Service, model: str, version: str = "") -> None:
+    """A model's version is its revision; without one any is meant. Raises `NotFound`."""
+    if model != service.model:
+        raise NotFound(f"Model {model!r} is not here: this server has {service.model!r}.")
+    if version not in ("", service.revision):
+        raise NotFound(f"Version {version!r} of model {model!r} is not here: this server has {service.revision!r}.")
 
 
 def application(service: Service) -> Router:
@@ -96,7 +98,7 @@ def application(service: Service) -> Router:
     signature, layout, max_rows = service.scores.signature, service.scores.layout, service.limits.rows
 
     async def body_of(request: Request) -> bytes:
-        check_model(service, request.path_params["model"])
+        check_model(service, **request.path_params)
         return await _body(request, service.limits.body_bytes)
 
     async def respond(request: Request, answer: Callable[[bytes], Answer]) -> Response:
@@ -120,8 +122,8 @@ def application(service: Service) -> Router:
         def answer(body: bytes) -> Answer:
             decoded = v2.decode(body, request.headers.get(JSON_LENGTH), layout, signature, max_rows)
             scores = service.scores.score(decoded.batch)
-            request_id = request.scope[REQUEST_ID]
-            return Answer(decoded.batch, scores, *v2.encode(service.model, request_id, decoded, signature, scores))
+            names = service.model, service.revision, request.scope[REQUEST_ID]
+            return Answer(decoded.batch, scores, *v2.encode(*names, decoded, signature, scores))
 
         return await respond(request, answer)
 
@@ -147,15 +149,15 @@ def application(service: Service) -> Router:
         return _json({"ready": service.health.ready}, 200 if service.health.ready else 503)
 
     async def model_ready(request: Request) -> Response:
-        check_model(service, request.path_params["model"])
+        check_model(service, **request.path_params)
         return _json({"name": service.model, "ready": service.health.ready}, 200 if service.health.ready else 503)
 
     async def models(request: Request) -> Response:
         return _json({"models": [service.model]})
 
     async def model_metadata(request: Request) -> Response:
-        check_model(service, request.path_params["model"])
-        return _json(v2.metadata(service.model, signature))
+        check_model(service, **request.path_params)
+        return _json(v2.metadata(service.model, service.revision, signature))
 
     async def server_metadata(request: Request) -> Response:
         return _json(v2.server_metadata())
@@ -174,6 +176,9 @@ def application(service: Service) -> Router:
             Route("/metrics/serin.json", compact_metrics),
             Route("/metrics", metrics),
             Route("/v2/models/{model}/ready", model_ready),
+            Route("/v2/models/{model}/versions/{version}/infer", infer, methods=["POST"]),
+            Route("/v2/models/{model}/versions/{version}/ready", model_ready),
+            Route("/v2/models/{model}/versions/{version}", model_metadata),
             Route("/v2/health/ready", ready),
             Route("/v2/health/live", live),
             Route("/", alive),

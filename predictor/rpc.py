@@ -89,7 +89,7 @@ class Servicer:
     async def ModelReady(
         self, request: pb.ModelReadyRequest, context: grpc.aio.ServicerContext
     ) -> pb.ModelReadyResponse:
-        await self._check_model(request.name, context)
+        await self._check_model(request.name, request.version, context)
         return pb.ModelReadyResponse(ready=self._service.health.ready)
 
     async def ServerMetadata(
@@ -100,8 +100,8 @@ class Servicer:
     async def ModelMetadata(
         self, request: pb.ModelMetadataRequest, context: grpc.aio.ServicerContext
     ) -> pb.ModelMetadataResponse:
-        await self._check_model(request.name, context)
-        return pb.ModelMetadataResponse(**v2.metadata(self._service.model, self._signature))
+        await self._check_model(request.name, request.version, context)
+        return pb.ModelMetadataResponse(**v2.metadata(self._service.model, self._service.revision, self._signature))
 
     async def ModelInfer(
         self, request: pb.ModelInferRequest, context: grpc.aio.ServicerContext
@@ -128,21 +128,23 @@ class Servicer:
             self._service.telemetry.add_request(status, time.perf_counter() - started_s)
         return response
 
-    async def _check_model(self, name: str, context: grpc.aio.ServicerContext) -> None:
+    async def _check_model(self, name: str, version: str, context: grpc.aio.ServicerContext) -> None:
         try:
-            check_model(self._service, name)
+            check_model(self._service, name, version)
         except ClientError as error:
             await context.abort(_CODES[error.status], str(error))
 
     def _infer(
         self, request: pb.ModelInferRequest, request_id: str
     ) -> tuple[Batch, NDArray[Any], pb.ModelInferResponse]:
-        check_model(self._service, request.model_name)
+        check_model(self._service, request.model_name, request.model_version)
         service, signature = self._service, self._signature
         batch = v2.to_batch(_tensors(request), service.scores.layout, service.limits.rows)
         outputs = v2.requested([output.name for output in request.outputs], signature)
         scores = service.scores.score(batch)
-        response = pb.ModelInferResponse(model_name=service.model, id=request.id or request_id)
+        response = pb.ModelInferResponse(
+            model_name=service.model, model_version=service.revision, id=request.id or request_id
+        )
         columns, datatypes = answers.columns(signature, scores), answers.datatypes(signature)
         for name in outputs:
             output = response.outputs.add(name=name, datatype=datatypes[name], shape=[batch.rows])
@@ -166,6 +168,10 @@ def _tensors(request: pb.ModelInferRequest) -> list[v2.Tensor]:
         raise InvalidInput(
             f"Field 'raw_input_contents': expected {len(request.inputs)} tensors as in 'inputs', got {len(raw)}."
         )
+    if raw and (doubled := next((tensor for tensor in request.inputs if tensor.contents.ListFields()), None)):
+        raise InvalidInput(
+            f"Tensor {doubled.name!r}: expected no 'contents' beside 'raw_input_contents', got values in both."
+        )
     contents = raw or [_contents(tensor) for tensor in request.inputs]
     return [
         v2.Tensor(tensor.name, tensor.datatype, list(tensor.shape), data)
@@ -174,6 +180,8 @@ def _tensors(request: pb.ModelInferRequest) -> list[v2.Tensor]:
 
 
 def _contents(tensor: pb.ModelInferRequest.InferInputTensor) -> list[Any]:
+    if tensor.datatype == "FP16":
+        raise InvalidInput(f"Tensor {tensor.name!r}: expected FP16 in 'raw_input_contents', got it in 'contents'.")
     values = list(getattr(tensor.contents, _CONTENTS[tensor.datatype])) if tensor.datatype in _CONTENTS else []
     if tensor.datatype != "BYTES":
         return values

@@ -3,10 +3,11 @@
 Requests hold one tensor per feature, [rows] or [rows, 1]; a feature without a tensor is missing in every row.
 """
 
+import importlib.metadata
 import re
-from collections.abc import Mapping, Sequence
+import sys
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from importlib.metadata import version
 from typing import Any, Final, TypeVar
 
 import numpy as np
@@ -33,6 +34,8 @@ NUMPY_TYPES: Final = {
     "FP64": "<f8",
 }
 """Any of these is taken for a number; strings are "BYTES"."""
+_FINITE: Final = {"FP16": 65504.0, "FP32": 3.4028235e38, "FP64": sys.float_info.max}
+"""The largest number of each datatype."""
 DATATYPES: Final = {"number": "FP32", "string": "BYTES"}
 """How metadata describes the features."""
 _LENGTH_BYTES: Final = 4
@@ -125,7 +128,7 @@ def requested(names: Sequence[str], signature: Signature) -> Sequence[str]:
 
 
 def encode(
-    model: str, request_id: str, request: Request, signature: Signature, scores: NDArray[Any]
+    model: str, version: str, request_id: str, request: Request, signature: Signature, scores: NDArray[Any]
 ) -> tuple[bytes, int | None]:
     """The body, and the length of its JSON part if tensors follow it."""
     tensors, binary = [], []
@@ -138,7 +141,7 @@ def encode(
         else:
             tensor["data"] = columns[name]
         tensors.append(tensor)
-    answer = {"model_name": model, "id": request.id or request_id, "outputs": tensors}
+    answer = {"model_name": model, "model_version": version, "id": request.id or request_id, "outputs": tensors}
     head = orjson.dumps(answer, option=orjson.OPT_SERIALIZE_NUMPY)
     return (head + b"".join(binary), len(head)) if binary else (head, None)
 
@@ -152,12 +155,13 @@ def to_bytes(datatype: str, values: Sequence[Any]) -> bytes:
 
 
 def server_metadata() -> dict[str, Any]:
-    return {"name": "serin", "version": version("serin"), "extensions": ["binary_tensor_data"]}
+    return {"name": "serin", "version": importlib.metadata.version("serin"), "extensions": ["binary_tensor_data"]}
 
 
-def metadata(model: str, signature: Signature) -> dict[str, Any]:
+def metadata(model: str, version: str, signature: Signature) -> dict[str, Any]:
     return {
         "name": model,
+        "versions": [version],
         "platform": "onnx_onnxruntime",
         "inputs": [
             {"name": feature.name, "datatype": DATATYPES[feature.dtype], "shape": [-1, 1]}
@@ -239,15 +243,48 @@ def _numbers(feature: Feature, tensor: Tensor, rows: int) -> NDArray[Any]:
     if tensor.datatype not in NUMPY_TYPES:
         raise _wrong_datatype(feature, tensor)
     if not isinstance(tensor.data, bytes):
-        return number_column(feature, _flat(tensor, rows))
+        values = _flat(tensor, rows)
+        numbers = number_column(feature, values)
+        _check_datatype(tensor, values)
+        return numbers
     dtype = np.dtype(NUMPY_TYPES[tensor.datatype])
     if len(tensor.data) != rows * dtype.itemsize:
         raise InvalidInput(
             f"Tensor {tensor.name!r}: expected {rows * dtype.itemsize} bytes for {rows} rows of {tensor.datatype}, "
             f"got {len(tensor.data)}."
         )
+    if tensor.datatype == "BOOL" and (wrong := next((byte for byte in tensor.data if byte > 1), None)) is not None:
+        raise InvalidInput(f"Tensor {tensor.name!r}: expected bytes 0 and 1 for BOOL, got {wrong}.")
     column: NDArray[Any] = to_float32([feature], np.frombuffer(tensor.data, dtype).reshape(1, -1))[0]
     return column
+
+
+def _check_datatype(tensor: Tensor, values: Sequence[Any]) -> None:
+    """Raises `InvalidInput` for a JSON value that is no value of the tensor's datatype; null is missing in each."""
+    if tensor.datatype in ("FP32", "FP64") and bool not in map(type, values):
+        return  # the common case; what is too large for the model is refused already
+    fits, expected = _values_of(tensor.datatype)
+    for row, value in enumerate(values):
+        if value is not None and not fits(value):
+            got = value if isinstance(value, int | float) and not isinstance(value, bool) else json_name(value)
+            raise InvalidInput(
+                f"Tensor {tensor.name!r}, row {row}: expected {expected} for {tensor.datatype}, got {got}."
+            )
+
+
+def _values_of(datatype: str) -> tuple[Callable[[Any], bool], str]:
+    """Whether a JSON value is one of `datatype`, and what those are."""
+    if datatype == "BOOL":
+        return lambda value: isinstance(value, bool), "true or false"
+    if datatype in _FINITE:
+        most = _FINITE[datatype]
+        return lambda value: not isinstance(value, bool) and not abs(value) > most, f"a number within ±{most:.6g}"
+    limits = np.iinfo(NUMPY_TYPES[datatype])
+    low, high = int(limits.min), int(limits.max)
+    return (
+        lambda value: not isinstance(value, bool) and low <= value <= high and value == int(value),
+        f"a whole number from {low} to {high}",
+    )
 
 
 def _strings(feature: Feature, tensor: Tensor, rows: int) -> NDArray[Any]:

@@ -4,8 +4,10 @@ import json
 import math
 import os
 import signal
+import socket
 import stat
 import sys
+import urllib.parse
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -61,6 +63,14 @@ def test_the_first_model_is_live_after_its_checks(here):
     status = here.platform.rollouts()[0].status
     assert "first model of this service" in status.reason
     assert [check.name for check in status.checks] == ["answers", "parity"]
+
+
+def test_clients_that_speak_http_1_0_are_answered(here):
+    address = urllib.parse.urlsplit(here.address)
+    with socket.create_connection((address.hostname, address.port), timeout=10) as connection:
+        connection.sendall(f"GET /v2/models/{SERVICE}/ready HTTP/1.0\r\n\r\n".encode())
+        answer = b"".join(iter(lambda: connection.recv(4096), b""))
+    assert answer.split(b" ", 2)[1] == b"200", answer
 
 
 def test_a_healthy_candidate_is_promoted_without_a_lost_request(here, models):

@@ -1,6 +1,7 @@
 """KServe's own clients against the real server."""
 
 import asyncio
+import socket
 from collections.abc import Awaitable, Callable, Iterator
 from pathlib import Path
 
@@ -118,6 +119,32 @@ def tensor(name: str, datatype: str, **contents: list[object]) -> pb.ModelInferR
             "expected 1 values as in its shape, got 0",
         ),
         (
+            {"inputs": [tensor("tenure", "UINT8", uint_contents=[5, 300])]},
+            grpc.StatusCode.INVALID_ARGUMENT,
+            "row 1: expected a whole number from 0 to 255 for UINT8, got 300.",
+        ),
+        (
+            {"inputs": [tensor("tenure", "INT16", int_contents=[40_000])]},
+            grpc.StatusCode.INVALID_ARGUMENT,
+            "from -32768 to 32767 for INT16, got 40000.",
+        ),
+        (
+            {"inputs": [tensor("tenure", "FP16", fp32_contents=[5])]},
+            grpc.StatusCode.INVALID_ARGUMENT,
+            "expected FP16 in 'raw_input_contents'",
+        ),
+        (
+            {"inputs": [tensor("tenure", "BOOL")], "raw_input_contents": [b"\2"]},
+            grpc.StatusCode.INVALID_ARGUMENT,
+            "expected bytes 0 and 1 for BOOL, got 2.",
+        ),
+        (
+            {"inputs": [tensor("tenure", "FP32", fp32_contents=[5])], "raw_input_contents": [b"1234"]},
+            grpc.StatusCode.INVALID_ARGUMENT,
+            "expected no 'contents' beside 'raw_input_contents'",
+        ),
+        ({"model_version": "3"}, grpc.StatusCode.NOT_FOUND, "Version '3' of model 'churn' is not here"),
+        (
             {"inputs": [tensor("Contract", "BYTES", bytes_contents=[b"\xff"])]},
             grpc.StatusCode.INVALID_ARGUMENT,
             "expected UTF-8",
@@ -225,6 +252,39 @@ def test_grpc_metadata(stub: pb_grpc.GRPCInferenceServiceStub) -> None:
         ("tenure", "FP32"), ("Montant dû", "FP32"), ("Contract", "BYTES"),
     ]  # fmt: skip
     assert "binary_tensor_data" in stub.ServerMetadata(pb.ServerMetadataRequest()).extensions
+
+
+def test_grpc_versions(stub: pb_grpc.GRPCInferenceServiceStub) -> None:
+    fp16 = pb.ModelInferRequest.InferInputTensor(name="tenure", datatype="FP16", shape=[1])
+    answer = stub.ModelInfer(
+        pb.ModelInferRequest(
+            model_name="churn", model_version="churn-00001", inputs=[fp16],
+            raw_input_contents=[np.array([5], "<f2").tobytes()],
+        )
+    )  # fmt: skip
+    assert answer.model_version == "churn-00001"
+    assert np.frombuffer(answer.raw_output_contents[0], "<f4") == pytest.approx(
+        [models.score({"tenure": 5})], abs=1e-6
+    )
+    assert stub.ModelReady(pb.ModelReadyRequest(name="churn", version="churn-00001")).ready
+    assert list(stub.ModelMetadata(pb.ModelMetadataRequest(name="churn")).versions) == ["churn-00001"]
+    for call in (
+        lambda: stub.ModelReady(pb.ModelReadyRequest(name="churn", version="3")),
+        lambda: stub.ModelMetadata(pb.ModelMetadataRequest(name="churn", version="3")),
+    ):
+        with pytest.raises(grpc.RpcError) as refusal:
+            call()
+        assert refusal.value.code() == grpc.StatusCode.NOT_FOUND
+
+
+def test_http_1_0_is_answered_and_closed(ports: tuple[int, int]) -> None:
+    body = b'{"instances": [{"tenure": 5}]}'
+    head = f"POST /v1/models/churn:predict HTTP/1.0\r\nContent-Length: {len(body)}\r\n\r\n".encode()
+    with socket.create_connection(("127.0.0.1", ports[0]), timeout=10) as connection:
+        connection.sendall(head + body)
+        answer = b"".join(iter(lambda: connection.recv(65536), b""))
+    assert answer.split(b" ", 2)[1] == b"200" and b'"predictions"' in answer
+    assert b"transfer-encoding" not in answer.lower()
 
 
 def test_grpc_cannot_unload_the_model(stub: pb_grpc.GRPCInferenceServiceStub) -> None:

@@ -216,6 +216,20 @@ def test_only_the_outputs_asked_for(client: Client) -> None:
         ({"inputs": [tensor("tenure", "FP32", [5], [True])]}, "got [true]"),
         ({"inputs": [tensor("tenure", "FP32", [5], [-1])]}, "got [-1]"),
         ({"inputs": [tensor("tenure", "FP32", ["5"])]}, "'tenure', row 0: expected number or null, got string"),
+        ({"inputs": [tensor("tenure", "INT64", [5, 1.5])]}, "'tenure', row 1: expected a whole number from -92"),
+        ({"inputs": [tensor("tenure", "UINT8", [300])]}, "a whole number from 0 to 255 for UINT8, got 300."),
+        ({"inputs": [tensor("tenure", "UINT8", [-1])]}, "got -1"),
+        ({"inputs": [tensor("tenure", "INT8", [128])]}, "from -128 to 127 for INT8, got 128."),
+        (
+            {"inputs": [tensor("tenure", "UINT64", [1.8446744073709552e19])]},
+            "for UINT64, got 1.8446744073709552e+19.",
+        ),
+        ({"inputs": [tensor("tenure", "INT64", [2**63])]}, "for INT64, got 9223372036854775808."),
+        ({"inputs": [tensor("tenure", "INT32", [True])]}, "for INT32, got boolean."),
+        ({"inputs": [tensor("tenure", "FP32", [False])]}, "for FP32, got boolean."),
+        ({"inputs": [tensor("tenure", "FP16", [65505])]}, "a number within ±65504 for FP16, got 65505."),
+        ({"inputs": [tensor("tenure", "FP64", [1e300])]}, "'tenure', row 0: expected a number within ±3.4e38"),
+        ({"inputs": [tensor("tenure", "BOOL", [2])]}, "row 0: expected true or false for BOOL, got 2."),
         ({"inputs": [tensor("tenure", "FP32", [5])] * 2}, "one tensor per feature, got 'tenure' twice"),
         (
             {"inputs": [tensor("tenure", "FP32", [5]), tensor("Contract", "BYTES", ["a", "b"])]},
@@ -227,6 +241,39 @@ def test_only_the_outputs_asked_for(client: Client) -> None:
 )
 def test_a_bad_v2_request_is_the_clients_fault(client: Client, body: object, named: str) -> None:
     assert named in refusal(client, body, INFER)
+
+
+@pytest.mark.parametrize(
+    ("datatype", "data", "same_as"),
+    [
+        ("INT64", [2**63 - 1, None, 5.0], [2.0**63, None, 5]),
+        ("UINT8", [0, 255, None], [0, 255, None]),
+        ("FP16", [65504, -0.5, None], [65504, -0.5, None]),
+        ("BOOL", [True, False, None], [1, 0, None]),
+    ],
+)
+def test_values_that_fit_their_datatype(client: Client, datatype: str, data: list[object], same_as: object) -> None:
+    answer = client.post(INFER, json={"inputs": [tensor("tenure", datatype, data)]})
+    expected = predict(client, *({"tenure": value} for value in same_as))
+    assert answer.status_code == 200, answer.text
+    assert answer.json()["outputs"][0]["data"] == [row["probability"] for row in expected]
+
+
+def test_a_models_version_is_its_revision(client: Client, telemetry: Telemetry) -> None:
+    versions = "/v2/models/churn/versions"
+    request = {"inputs": [tensor("tenure", "FP32", [5])]}
+    answer = client.post(f"{versions}/churn-00001/infer", json=request)
+    plain = client.post(INFER, json=request)
+    assert answer.status_code == 200 and answer.json()["outputs"] == plain.json()["outputs"]
+    assert answer.json()["model_version"] == plain.json()["model_version"] == "churn-00001"
+    assert client.get(f"{versions}/churn-00001").json() == client.get("/v2/models/churn").json()
+    assert client.get(f"{versions}/churn-00001").json()["versions"] == ["churn-00001"]
+    assert client.get(f"{versions}/churn-00001/ready").status_code == 200
+    for other in (client.get(f"{versions}/3"), client.get(f"{versions}/3/ready"),
+                  client.post(f"{versions}/3/infer", json=request)):  # fmt: skip
+        assert other.status_code == 404
+        assert other.json()["error"] == "Version '3' of model 'churn' is not here: this server has 'churn-00001'."
+    assert telemetry.requests == {200: 2, 404: 1}
 
 
 def binary(request: dict[str, object], *tensors: bytes) -> dict[str, Any]:
@@ -269,6 +316,8 @@ def test_all_outputs_binary(client: Client) -> None:
     ("tensors", "data", "named"),
     [
         ([binary_tensor("tenure", "FP32", 1, 8)], b"12345678", "expected 4 bytes for 1 rows of FP32, got 8"),
+        ([binary_tensor("tenure", "BOOL", 2, 2)], b"\x01\x02", "expected bytes 0 and 1 for BOOL, got 2"),
+        ([binary_tensor("tenure", "FP16", 1, 2)], np.array([np.inf], "<f2").tobytes(), "expected a number within"),
         ([binary_tensor("tenure", "FP32", 1, 8)], b"1234", "'binary_data_size' within the body, got 8"),
         ([binary_tensor("tenure", "FP32", 1, -1)], b"", "'binary_data_size' within the body, got -1"),
         ([binary_tensor("tenure", "FP32", 1, 4)], b"12345", "got 1 more bytes"),

@@ -71,6 +71,10 @@ def bootstrap(folder: Path, port: int) -> dict[str, Any]:
                                         "@type": _MANAGER,
                                         "stat_prefix": "gateway",
                                         "generate_request_id": True,
+                                        "http_protocol_options": {
+                                            "accept_http_10": True,  # load testers and old clients speak it
+                                            "default_host_for_http_10": "localhost",
+                                        },
                                         "rds": {
                                             "route_config_name": "services",
                                             "config_source": _file_source(folder, "routes.json"),
