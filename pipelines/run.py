@@ -103,6 +103,9 @@ class Run:
             tally=tally,
         )
 
+    def say(self, sentence: str) -> None:
+        self._console.print(Text(sentence), soft_wrap=True)
+
     def _tell(self, line: str) -> None:
         if not self._console.is_terminal:
             self._console.print(Text(f"  {line}"), soft_wrap=True)
@@ -242,7 +245,7 @@ def story(
     config: Config, source: sources.Source, place: str, backend: Backend, *, runs: Path, rate: float
 ) -> tuple[Path, int]:
     """The whole story, with a first release if nothing serves yet. Returns the run's report and the exit code: 0
-    unless a canary was rolled back."""
+    unless a canary was rolled back, or nothing serves at the end."""
     start = time.monotonic()
     platform = connect(place)
     folder = runs.resolve() / f"{datetime.now(UTC):%Y%m%dT%H%M%S}-{os.getpid()}"
@@ -250,22 +253,28 @@ def story(
     if platform.champion(config.service) is None:
         first = this.execute(("rule",), "first", "First release: a rule, what a team has before machine learning")
         if platform.champion(config.service) is None:
-            why = first.rollout.status.reason if first.rollout else first.evaluation.get("reason")
-            raise UserError(f"The rule was not released: {why}")
+            if first.rollout:
+                raise UserError(f"The rule was not released: {first.rollout.status.reason}")
+            this.say(f"The rule was not released: {first.evaluation.get('reason')} Going on to the learners.")
     champion = platform.champion(config.service)
     outcome = this.execute(config.training.learners, "main", "Train, evaluate, release")
     result = result_of(outcome, source, champion.digest if champion else None, time.monotonic() - start)
     rollout = outcome.rollout
     report = _keep(folder, config, result, outcome, platform.windows(rollout.metadata.name) if rollout else ())
-    _farewell(config, platform, outcome, result)
-    return report, 1 if rollout is not None and rollout.status.phase is not Phase.PROMOTED else 0
+    serves = platform.champion(config.service) is not None
+    _farewell(config, platform, outcome, result, serves=serves)
+    rolled_back = rollout is not None and rollout.status.phase is not Phase.PROMOTED
+    return report, 1 if rolled_back or not serves else 0
 
 
-def _farewell(config: Config, platform: Platform, outcome: Outcome, result: dict[str, Any]) -> None:
+def _farewell(config: Config, platform: Platform, outcome: Outcome, result: dict[str, Any], *, serves: bool) -> None:
     click.echo(f"\nverdict   {result['verdict']}" + (f", {result['phase']}" if result["phase"] else ""))
     click.echo(f"why       {result['reason']}")
     if result["data"]["source"] == "synthetic":
         click.echo("data      SYNTHETIC: generated on this machine, no real customers")
+    if not serves:
+        click.echo("service   none: no model has been released yet")
+        return
     url = f"{platform.address}/v1/models/{config.service}:predict"
     host = platform.host(config.service)
     click.echo(f"service   {url}" + (f"   (Host: {host})" if host else "   (stop it with `make down`)"))

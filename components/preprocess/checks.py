@@ -16,10 +16,16 @@ from serin.errors import UserError
 MIN_ROWS: Final = 100
 MIN_CLASS_ROWS: Final = 10
 """Of each class in the training rows: what five folds of cross-validation can live on."""
+MIN_GROUPS: Final = 5
+"""Among the training rows: one for each fold of the cross-validation."""
+CHANCE: Final = 4.0
+"""Standard errors beyond which a difference is no accident of the split."""
 LEAK_AUC: Final = 0.995
 LEAK_BINS: Final = 64
 NEAR_UNIQUE: Final = 0.5
 """A text column with more distinct values than this share of its rows names rows and describes nothing."""
+ROW_NUMBER: Final = 0.95
+"""Share of the steps from row to row that are 1 in a column that numbers the rows."""
 
 _SAME_LABEL: Final = {"true": "1.0", "yes": "1.0", "false": "0.0", "no": "0.0"}
 
@@ -107,6 +113,12 @@ def choose_features(table: Table, config: Config) -> tuple[tuple[str, ...], dict
     return tuple(features), dropped
 
 
+def _numbers_the_rows(values: pd.Series) -> bool:
+    """Counts up by one from row to row, but for a few rows that were repeated or removed."""
+    steps = values.diff().iloc[1:]
+    return bool((steps == 1).mean() >= ROW_NUMBER and (values.dropna() % 1 == 0).all())
+
+
 def _useless(table: Table, name: str, config: Config) -> str | None:
     if name in config.drop:
         return "is named in drop"
@@ -118,7 +130,7 @@ def _useless(table: Table, name: str, config: Config) -> str | None:
     if name in table.times:
         return "is a date or time; derive a number from it, such as an age in days"
     if values.dtype == np.float64:
-        return "is a row number" if bool((values.diff().iloc[1:] == 1).all()) else None
+        return "is a row number" if _numbers_the_rows(values) else None
     given = values[values != ""]
     distinct = given.nunique()
     if distinct > NEAR_UNIQUE * len(given):
@@ -175,6 +187,48 @@ def check_split(target: pd.Series, held_out: npt.NDArray[np.bool_], labels: tupl
             )
         if tested == 0:
             raise UserError(f"Class {name!r} has no held-out row; give more data or a larger split.test.")
+
+
+def check_groups(
+    rows: pd.DataFrame, target: pd.Series, config: Config, held_out: npt.NDArray[np.bool_], labels: tuple[str, str]
+) -> None:
+    """Rows of one group stay together in cross-validation, too: it needs several groups, and each class in more than
+    one of them. `labels`: negative, positive."""
+    group = config.split.group
+    if group is None:
+        return
+    groups, classes = rows.loc[~held_out, group], target[~held_out]
+    if (count := groups.nunique()) < MIN_GROUPS:
+        raise UserError(
+            f"Config split.group: the training rows hold {count} groups of {group!r}; at least {MIN_GROUPS} are "
+            "needed: name a finer column, or remove split.group."
+        )
+    for value, name in enumerate(labels):
+        if groups[classes == value].nunique() < 2:
+            raise UserError(
+                f"Config split.group: all training rows of class {name!r} are in one group of {group!r}; name a "
+                "finer column, or remove split.group."
+            )
+
+
+def uneven(target: pd.Series, held_out: npt.NDArray[np.bool_], config: Config) -> list[str]:
+    """How the split misses what was asked for by more than chance does when rows fall independently: rows that stay
+    together count as one throw of the dice."""
+    if config.split.time:
+        return []
+    asked, share, rate = config.split.test, float(held_out.mean()), float(target.mean())
+    together = config.split.group or " and ".join(config.ids)
+    why = f"rows of the same {together} stay on one side" if together else "equal rows stay on one side"
+    found = []
+    if abs(share - asked) > CHANCE * np.sqrt(asked * (1 - asked) / len(target)):
+        found.append(f"{share:.1%} of the rows are held out, where split.test asks for {asked:.1%}: {why}.")
+    tested, learned = float(target[held_out].mean()), float(target[~held_out].mean())
+    error = np.sqrt(rate * (1 - rate) * (1 / held_out.sum() + 1 / (~held_out).sum()))
+    if abs(tested - learned) > CHANCE * error:
+        found.append(
+            f"The event rate is {tested:.1%} in the held-out rows and {learned:.1%} in the training rows: {why}."
+        )
+    return found
 
 
 def notes(

@@ -60,7 +60,9 @@ def preprocess(
             )
     checks.check_leakage(rows, target, features)
     tested = held_out(rows, config)
+    checks.check_groups(rows, target, config, tested, (negative, positive))
     checks.check_split(target, tested, (negative, positive))
+    notes += checks.uneven(target, tested, config)
     notes += checks.notes(rows, config, features, tested)
 
     described = list(dict.fromkeys((*features, *config.protected)))

@@ -1,5 +1,7 @@
 """Which rows are held out: decided by each row alone, so it stays on its side in every later run."""
 
+import re
+from decimal import Decimal
 from hashlib import blake2b
 from typing import Final
 
@@ -12,6 +14,7 @@ from components.preprocess.contract import FIRST_ROWS, show_rows
 from serin.errors import UserError
 
 SEPARATOR: Final = "\x1f"
+_WHOLE: Final = re.compile(r"[+-]?(0|[1-9]\d*)(\.\d*)?(e\+?\d{1,2})?", re.ASCII | re.IGNORECASE)
 
 
 def held_out(rows: pd.DataFrame, config: Config) -> npt.NDArray[np.bool_]:
@@ -21,12 +24,24 @@ def held_out(rows: pd.DataFrame, config: Config) -> npt.NDArray[np.bool_]:
     """
     if config.split.time:
         return _latest(rows[config.split.time], config.split.test)
-    if config.split.group:
-        keys = [config.split.group]
+    keys = [config.split.group] if config.split.group else list(config.ids)
+    if keys:
+        columns = [rows[key].map({value: canonical(value) for value in rows[key].unique()}) for key in keys]
     else:
-        keys = list(config.ids) or [name for name in rows.columns if name != config.target]
-    lines = zip(*(rows[key].tolist() for key in keys), strict=True)
+        columns = [rows[name] for name in rows.columns if name != config.target]
+    lines = zip(*(column.tolist() for column in columns), strict=True)
     return np.array([position(SEPARATOR.join(map(str, line))) < config.split.test for line in lines], dtype=np.bool_)
+
+
+def canonical(name: str) -> str:
+    """One spelling for ids that differ only in how a tool wrote them: "7", "7.0", " 7" and "7e0" are "7". Leading
+    zeros are part of a name, so "007" stays what it is."""
+    name = name.strip()
+    if _WHOLE.fullmatch(name):
+        number = Decimal(name)
+        if number == number.to_integral_value():
+            return str(int(number))
+    return name
 
 
 def position(key: str) -> float:

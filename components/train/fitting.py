@@ -14,6 +14,7 @@ from components.config import Training
 from components.evaluate import metrics
 from components.train.calibration import IDENTITY, Sigmoid, calibrate
 from components.train.learners import Params, Recipe, margin
+from serin.errors import UserError
 
 TUNING_FOLDS: Final = 3
 FOLDS: Final = 5
@@ -46,8 +47,9 @@ def fit(
 ) -> Trained:
     """Tune on one partition of the rows, judge and calibrate the winner on another one, fit it on all rows."""
     seed = training.seed
-    params, trials = _tune(recipe, inputs, y, folds(y, groups, TUNING_FOLDS, seed), training, clock)
-    margins = _out_of_fold(recipe, params, inputs, y, folds(y, groups, FOLDS, seed + 1), seed)
+    tuning, judging = folds(y, groups, TUNING_FOLDS, seed), folds(y, groups, FOLDS, seed + 1)
+    params, trials = _tune(recipe, inputs, y, tuning, training, clock)
+    margins = _out_of_fold(recipe, params, inputs, y, judging, seed)
     sigmoid, probabilities = calibrate(margins, y, seed)
     estimator = recipe.build(params, inputs, seed).fit(inputs, y)
     return Trained(estimator, sigmoid, params, trials, probabilities)
@@ -79,9 +81,18 @@ def _tune(
 
 
 def folds(y: np.ndarray, groups: np.ndarray | None, count: int, seed: int) -> list[Fold]:
-    """Stratified; rows of one group stay together."""
-    splitter = StratifiedKFold if groups is None else StratifiedGroupKFold
-    return list(splitter(count, shuffle=True, random_state=seed).split(y, y, groups))
+    """Stratified; rows of one group stay together. Raises `UserError` when the groups are too few or too uneven to
+    leave both classes to learn from in every fold."""
+    if groups is None:
+        return list(StratifiedKFold(count, shuffle=True, random_state=seed).split(y, y))
+    if len(np.unique(groups)) >= count:
+        found = list(StratifiedGroupKFold(count, shuffle=True, random_state=seed).split(y, y, groups))
+        if all(len(np.unique(y[fit])) == 2 for fit, _ in found):
+            return found
+    raise UserError(
+        f"Config split.group: the groups cannot be shared out to {count} folds so that both classes are left to "
+        "learn from; name a finer column, or remove split.group."
+    )
 
 
 def _out_of_fold(

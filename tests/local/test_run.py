@@ -10,6 +10,7 @@ import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 import pytest
 import yaml
@@ -111,6 +112,35 @@ def test_a_second_run_on_the_same_data_holds(place: Place) -> None:
     assert (result["verdict"], result["phase"]) == ("hold", None)
     assert str(result["reason"]) in done.stdout
     assert len(Embedded(place.home).rollouts()) == before
+
+
+def test_the_learners_are_tried_where_no_single_column_beats_the_base_rate(place: Place) -> None:
+    """Two readings share a large error, and their difference decides."""
+    rng = np.random.default_rng(5)
+    error, apart = 12 * rng.normal(size=3000), rng.normal(size=3000)
+    event = (rng.random(3000) < 1 / (1 + np.exp(-2 * apart))).astype(int)
+    rows = pd.DataFrame({"id": range(3000), "before": error, "after": error + apart, "event": event})
+    rows.to_csv(place.root / "pair.csv", index=False)
+    pair = {"data": {"source": "pair.csv"}, "target": "event", "positive": 1, "ids": ["id"], "protected": []}
+    place.configure(**pair, service="pair", training={"learners": ["logistic"], "trials": 1, "budget_s": 30})
+    done = place.run("--traffic", "none")
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "The rule was not released: First model: rule is not clearly better than the base rate" in done.stdout
+    assert (place.result()["verdict"], place.result()["phase"]) == ("promote", "Promoted")
+    assert Embedded(place.home).champion("pair") is not None
+
+
+def test_a_run_that_leaves_nothing_serving_says_so(place: Place) -> None:
+    rng = np.random.default_rng(6)
+    rows = pd.DataFrame({"id": range(1000), "x": rng.random(1000), "event": rng.integers(0, 2, 1000)})
+    rows.to_csv(place.root / "noise.csv", index=False)
+    noise = {"data": {"source": "noise.csv"}, "target": "event", "positive": 1, "ids": ["id"], "protected": []}
+    place.configure(**noise, service="noise", training={"learners": ["logistic"], "trials": 1, "budget_s": 30})
+    done = place.run("--traffic", "none")
+    assert done.returncode == 1, done.stdout + done.stderr
+    assert "service   none: no model has been released yet" in done.stdout
+    assert place.result()["verdict"] == "hold"
+    assert (place.root / "runs" / "latest" / "report.html").exists()
 
 
 BAD_TABLES = {

@@ -14,6 +14,7 @@ from components.dataset import read_rows, read_schema
 from components.preprocess.core import Summary, preprocess
 from components.preprocess.generator import snapshot
 from components.preprocess.sources import SourceKind, sha256_of
+from components.preprocess.splitting import canonical, held_out, position
 from serin.errors import UserError
 
 CUSTOMERS = 600
@@ -255,6 +256,86 @@ def test_the_latest_rows_are_held_out(tmp_path: Path, customers: pd.DataFrame, s
     summary = run(tmp_path, customers.assign(month=months), config(split={"time": "month", "test": 0.25}))
     assert set(read_rows(tmp_path / "test")["month"]) == {spelling.format(month=month) for month in (10, 11, 12)}
     assert summary.test_rows == len(customers) // 4
+
+
+@pytest.mark.parametrize("key", ["ids", "group"])
+def test_ids_spelled_anew_keep_their_rows_on_the_same_side(tmp_path: Path, customers: pd.DataFrame, key: str) -> None:
+    numbers = pd.Series(range(7, 7 + len(customers)), index=customers.index)
+    settings = config(ids=["customerID"], **({"split": {"group": "customerID"}} if key == "group" else {}))
+    sides = []
+    for i, spell in enumerate((str, "{}.0".format, " {} ".format, "+{}.".format, "{}e0".format, "{}.00E+00".format)):
+        run(tmp_path / str(i), customers.assign(customerID=numbers.map(spell)), settings)
+        tested = read_rows(tmp_path / str(i) / "test")["MonthlyCharges"].tolist()
+        sides.append(tested)
+    assert all(side == sides[0] for side in sides[1:])
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        ("7", "7"),
+        ("7.0", "7"),
+        (" 7", "7"),
+        ("1e+05", "100000"),
+        ("1.5E3", "1500"),
+        ("-3.0", "-3"),
+        ("007", "007"),
+        ("0", "0"),
+        ("7.5", "7.5"),
+        ("7.50", "7.50"),
+        ("7e", "7e"),
+        ("7_0", "7_0"),
+        ("٧", "٧"),
+        ("1e-3", "1e-3"),
+        ("12345678901234567890", "12345678901234567890"),
+        ("AB 7", "AB 7"),
+        ("", ""),
+    ],
+)
+def test_canonical_ids(name: str, expected: str) -> None:
+    assert canonical(name) == expected
+
+
+def test_whole_numbers_lie_where_they_always_lay() -> None:
+    ids = [str(number) for number in range(2000)]
+    rows = pd.DataFrame({"id": ids, "y": 0})
+    assert held_out(rows, config(ids=["id"], target="y")).tolist() == [position(name) < 0.2 for name in ids]
+
+
+@pytest.mark.parametrize("groups", [2, 4])
+def test_few_groups_are_refused_before_anything_is_trained(
+    tmp_path: Path, customers: pd.DataFrame, groups: int
+) -> None:
+    rows = customers.assign(region=[f"r{i % groups}" for i in range(len(customers))])
+    with pytest.raises(UserError, match=r"split.group: the training rows hold \d groups of 'region'; at least 5"):
+        run(tmp_path, rows, config(split={"group": "region"}))
+
+
+def test_a_class_in_one_group_is_refused(tmp_path: Path, customers: pd.DataFrame) -> None:
+    region = np.where(customers["Churn"] == "Yes", "r0", [f"r{1 + i % 30}" for i in range(len(customers))])
+    with pytest.raises(UserError, match=r"all training rows of class 'Yes' are in one|no held-out"):
+        run(tmp_path, customers.assign(region=region), config(split={"group": "region"}))
+
+
+def test_a_split_that_repeated_rows_distort_is_noted(tmp_path: Path, customers: pd.DataFrame) -> None:
+    rows = customers.drop(columns="customerID")
+    often = pd.concat([rows, *[rows[rows["Churn"] == "Yes"].head(2)] * 400])
+    notes = run(tmp_path, often, config(ids=[])).notes
+    assert any("% of the rows are held out, where split.test asks for 20.0%: equal rows stay" in n for n in notes)
+    assert any(note.startswith("The event rate is ") for note in notes)
+    honest = run(tmp_path / "honest", customers, config()).notes
+    assert not any("split.test asks" in note or "event rate" in note for note in honest)
+
+
+@pytest.mark.parametrize("spoil", ["repeated", "removed"])
+def test_a_row_number_is_found_though_some_rows_were_repeated_or_removed(
+    tmp_path: Path, customers: pd.DataFrame, spoil: str
+) -> None:
+    rows = customers.assign(row=range(len(customers)))
+    rows = pd.concat([rows.head(50), rows.iloc[49:]]) if spoil == "repeated" else rows.drop(index=[3, 70, 71])
+    assert run(tmp_path, rows, config()).dropped == {"row": "is a row number"}
+    month = customers.assign(month=np.arange(len(customers)) // 20)
+    assert run(tmp_path / "month", month, config()).dropped == {}
 
 
 def test_without_ids_equal_rows_share_a_side(tmp_path: Path, customers: pd.DataFrame) -> None:

@@ -164,6 +164,13 @@ def test_folds_keep_groups_together() -> None:
         assert not set(groups[fitted_on]) & set(groups[fold])
 
 
+@pytest.mark.parametrize("groups", [[0, 1, 2, 3] * 25, [0] * 20 + list(range(1, 81))])
+def test_groups_that_leave_a_fold_nothing_to_learn_from_are_refused(groups: list[int]) -> None:
+    y = (np.array(groups) == 0).astype(int)
+    with pytest.raises(UserError, match=r"split.group: the groups cannot be shared out to 5 folds"):
+        folds(y, np.array(groups), 5, seed=1)
+
+
 def test_group_column_is_used_forfolds(tmp_path: Path, sides: tuple[Path, Path]) -> None:
     """Twins of one order: split apart, a tree ensemble would recognise them by price."""
     rows = dataset.read_rows(sides[0])
