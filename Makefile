@@ -96,6 +96,7 @@ lint: .venv/.ready-dev ## Style, types, import directions
 	@$(BIN)/ruff check .
 	@$(BIN)/ruff format --check .
 	@$(BIN)/mypy
+	@$(BIN)/lint-imports --no-logo --no-cache
 
 test: .venv/.ready-dev ## Lint and the whole test suite
 	@$(MAKE) lint

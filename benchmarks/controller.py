@@ -28,18 +28,18 @@ from prometheus_client import start_http_server
 from prometheus_client.parser import text_string_to_metric_families
 
 from benchmarks.common import Row, report
-from serin.controller.cache import Cache, Key
 from serin.controller.controller import Controller, Metrics, generation_changed, service_of
-from serin.controller.leader import LEASE
 from serin.errors import TryAgain, UserError
-from serin.histograms import LATENCY_EDGES_S, SCORE_EDGES, bucket
+from serin.kube import leader
+from serin.kube.api import Api, Conflict, Json
+from serin.kube.informer import Cache, Key
+from serin.measure.tally import Counts
+from serin.model.histograms import LATENCY_EDGES_S, SCORE_EDGES, bucket
 from serin.platforms.kserve import objects
-from serin.platforms.kserve.api import Api, Conflict, Json
 from serin.platforms.kserve.client import CONTROLLER_NAMESPACE, idle
 from serin.platforms.kserve.crd import GROUP, PLURAL
 from serin.platforms.kserve.service import PERCENT, TAG_ROUTING
-from serin.rollout import Check
-from serin.telemetry.tally import Counts
+from serin.rollout.document import Check
 
 COUNTS: Final = (100, 300, 1000)
 MEASURE_S: Final = 60.0
@@ -323,7 +323,7 @@ def _rollout(namespace: str, number: int) -> Json:
 @contextlib.contextmanager
 def prepared(api: Api) -> Iterator[str]:
     """A namespace of its own in which ModelRollouts are known; everything that was not there before is removed."""
-    if (lease := api.get(objects.lease(CONTROLLER_NAMESPACE, LEASE))) and not idle(lease, datetime.now(UTC)):
+    if (lease := api.get(leader.path(CONTROLLER_NAMESPACE, leader.LEASE))) and not idle(lease, datetime.now(UTC)):
         raise UserError(
             f"A controller is at work in {CONTROLLER_NAMESPACE} and would take the rollouts of the benchmark; "
             "take another cluster, or scale it to 0."

@@ -39,7 +39,6 @@ from benchmarks.peers import (
 )
 from benchmarks.peers import Table as LooksTable
 from benchmarks.scenarios import SPLIT_OF_LABELS, Counted, LateLabels
-from serin.histograms import LATENCY_EDGES_S, SCORE_EDGES
 from serin.judge import (
     Action,
     ArmCounts,
@@ -57,8 +56,9 @@ from serin.judge import (
 )
 from serin.judge.cohorts import Cohort, Labels
 from serin.judge.cohorts import windows as mature_windows
+from serin.judge.simulate import Phase, Stream, run
+from serin.model.histograms import LATENCY_EDGES_S, SCORE_EDGES
 from serin.plan import PROFILES
-from serin.simulate import Phase, Stream, run
 
 MINUTE_S: Final = 60
 HORIZON_S: Final = 60 * MINUTE_S

@@ -15,7 +15,7 @@ from typing import Final
 import numpy as np
 
 from serin.judge.primitive import Floats
-from serin.simulate import Stream
+from serin.judge.simulate import Stream
 
 SHARES: Final = (0.05, 0.25, 0.50)
 _MINUTE_S: Final = 60

@@ -37,7 +37,7 @@ from serin.judge import JudgeSpec, ScoreMetric, Scores
 from serin.plan import Bake, Checks, OnInconclusive, Plan, Stage
 from serin.platforms.embedded import client, gateway, processes
 from serin.platforms.embedded.client import Embedded
-from serin.rollout import Candidate, EnvVar, ModelRollout, Phase, Spec
+from serin.rollout.document import Candidate, EnvVar, ModelRollout, Phase, Spec
 
 ROOT: Final = Path(__file__).parents[1]
 TELCO: Final = ROOT / "pipelines" / "configs" / "telco.yaml"
@@ -171,7 +171,7 @@ class Bench:
         out = self.folder / f"load-{time.time_ns()}.json"
         arguments = ("load", "--service", self.config.service, "--rate", str(rate), "--out", str(out))
         process = subprocess.Popen(
-            processes.python("serin.cli", "--home", str(self.home), *arguments), stdout=subprocess.DEVNULL
+            processes.python("serin.cli.main", "--home", str(self.home), *arguments), stdout=subprocess.DEVNULL
         )
         while not out.exists() or Tally.read(out).sent < rate:
             time.sleep(0.05)

@@ -12,7 +12,7 @@ from typing import Final
 import numpy as np
 
 from serin.judge.primitive import Floats
-from serin.simulate import Bools, Stream
+from serin.judge.simulate import Bools, Stream
 
 ERROR_RATE: Final = 0.01
 _P90_MS, _P99_MS = 151.8, 265.8

@@ -28,7 +28,7 @@ from pipelines import COMPILED
 from pipelines.execution import Execution, Tell
 from pipelines.progress import Progress
 from pipelines.run import CONFIG, RUNS, TRAFFIC, place_of, prepare, rate_of, story
-from serin import cli
+from serin.cli import main as cli
 from serin.errors import TryAgain, UserError
 from serin.platforms.embedded.client import home_folder
 

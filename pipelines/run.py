@@ -28,11 +28,15 @@ from pipelines.execution import Backend, Execution, Local
 from pipelines.progress import State
 from pipelines.screen import Screen
 from pipelines.traffic import Requests, Traffic
-from serin import cli, model, view, words
+from serin import model
+from serin.cli import main as cli
+from serin.cli import view
 from serin.errors import TryAgain, UserError
-from serin.platforms import Champion, Platform, connect
+from serin.platforms import connect
 from serin.platforms.embedded import client
-from serin.rollout import ModelRollout, Phase
+from serin.platforms.ports import Champion, Platform
+from serin.report import words
+from serin.rollout.document import ModelRollout, Phase
 
 REFRESH_S: Final = 0.5
 EMBEDDED_RATE: Final = 400.0
@@ -292,7 +296,7 @@ def place_of(platform: str, home: Path) -> str:
         client.up(home)
         return f"embedded:{home}"
     if kind == "kserve":
-        from serin.platforms.kserve.api import default_namespace
+        from serin.kube.api import default_namespace
 
         return f"kserve:{namespace or default_namespace()}"
     raise UserError(f"PLATFORM={platform}: use embedded, kserve or kserve:NAMESPACE.")

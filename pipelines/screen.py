@@ -10,8 +10,8 @@ from rich.live import Live
 from rich.text import Text
 
 from pipelines.progress import Progress, State
-from serin import view
-from serin.rollout import ModelRollout
+from serin.cli import view
+from serin.rollout.document import ModelRollout
 
 _MARKS: Final = {State.RUNNING: ("…", "yellow"), State.DONE: ("✓", "green"), State.FAILED: ("✗", "red")}
 

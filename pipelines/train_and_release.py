@@ -9,7 +9,7 @@ from components.deploy.component import deploy
 from components.evaluate.component import evaluate
 from components.preprocess.component import preprocess
 from components.train.component import train
-from serin.platforms.kserve.api import ACCOUNT
+from serin.kube.api import ACCOUNT
 
 HOUR_S = 3600
 STORE_SECRET = "serin-store"  # noqa: S105 - its name

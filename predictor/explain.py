@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from predictor.columns import Batch, Layout
 from serin.errors import UserError
-from serin.explanation import EXPLANATION_FILE, Category, Explanation, Linear, Number, Single, Tree, Trees
+from serin.model.explanation import EXPLANATION_FILE, Category, Explanation, Linear, Number, Single, Tree, Trees
 
 Values = NDArray[Any]
 

@@ -1,4 +1,4 @@
-"""What one server process counted, on the grids of `serin.histograms`."""
+"""What one server process counted, on the grids of `serin.model.histograms`."""
 
 import json
 import uuid
@@ -13,7 +13,7 @@ from prometheus_client.core import CounterMetricFamily, HistogramMetricFamily, M
 from prometheus_client.registry import Collector
 
 from predictor.log import PredictionLog
-from serin.histograms import LATENCY_EDGES_S, SCORE_EDGES, bucket
+from serin.model.histograms import LATENCY_EDGES_S, SCORE_EDGES, bucket
 
 _LABELS = ("revision", "model")
 

@@ -14,7 +14,7 @@ import aiohttp
 
 from serin import address
 from serin.model import Record
-from serin.rollout import Check
+from serin.rollout.document import Check
 
 MAX_RECORDS: Final = 200
 PARITY: Final = 1e-4

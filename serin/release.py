@@ -3,8 +3,8 @@
 import re
 from collections.abc import Sequence
 
-from serin.platforms import Platform
-from serin.rollout import Metadata, ModelRollout, Phase, Spec
+from serin.platforms.ports import Platform
+from serin.rollout.document import Metadata, ModelRollout, Phase, Spec
 
 
 def request(platform: Platform, spec: Spec, digest: str) -> ModelRollout:

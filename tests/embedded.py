@@ -19,7 +19,7 @@ from serin.judge import JudgeSpec, LatencyMetric, policy
 from serin.plan import Bake, Checks, Plan, Stage
 from serin.platforms.embedded import client, processes
 from serin.platforms.embedded.client import Embedded
-from serin.rollout import Candidate, EnvVar, ModelRollout, Phase, Spec
+from serin.rollout.document import Candidate, EnvVar, ModelRollout, Phase, Spec
 
 DEADLINE_S = 40.0
 SERVICE = "churn"

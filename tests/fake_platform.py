@@ -6,9 +6,10 @@ from datetime import UTC, datetime, timedelta
 
 import numpy as np
 
-from serin.histograms import LATENCY_EDGES_S, SCORE_EDGES
 from serin.judge.window import ArmCounts, Window
-from serin.reconcile import (
+from serin.model.histograms import LATENCY_EDGES_S, SCORE_EDGES
+from serin.rollout.document import Candidate, Check, Spec, Status
+from serin.rollout.reconcile import (
     Action,
     CreateCandidate,
     Discard,
@@ -19,7 +20,6 @@ from serin.reconcile import (
     SetSplit,
     reconcile,
 )
-from serin.rollout import Candidate, Check, Spec, Status
 
 START = datetime(2026, 11, 22, 9, 30, tzinfo=UTC)
 STABLE, CANDIDATE = "churn-00001", "churn-00002"

@@ -7,8 +7,8 @@ from pathlib import Path
 import onnx
 from onnx import TensorProto, helper
 
-from serin.explanation import EXPLANATION_FILE, Category, Explanation, Linear, Number
 from serin.model import Feature, Record, Samples, Signature, seal
+from serin.model.explanation import EXPLANATION_FILE, Category, Explanation, Linear, Number
 
 SIGNATURE = Signature(
     learner="rule",

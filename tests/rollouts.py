@@ -8,12 +8,12 @@ from typing import Any
 
 import numpy as np
 
-from serin.histograms import LATENCY_EDGES_S, SCORE_EDGES
 from serin.judge.window import ArmCounts, Window
+from serin.measure.windows import to_document
+from serin.model.histograms import LATENCY_EDGES_S, SCORE_EDGES
 from serin.plan import Bake, Checks, Plan, Stage
-from serin.reconcile import Discard, Observation, Promote, Revision, SetSplit, reconcile
-from serin.rollout import Candidate, Check, Metadata, ModelRollout, Spec
-from serin.telemetry.windows import to_document
+from serin.rollout.document import Candidate, Check, Metadata, ModelRollout, Spec
+from serin.rollout.reconcile import Discard, Observation, Promote, Revision, SetSplit, reconcile
 
 START = datetime(2026, 11, 22, 9, 30, tzinfo=UTC)
 TICK_S = 0.5

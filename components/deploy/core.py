@@ -15,8 +15,8 @@ from serin import model, release
 from serin.errors import TryAgain, UserError
 from serin.judge import JudgeSpec, ScoreMetric, Scores
 from serin.plan import PROFILES, Plan
-from serin.platforms import Champion, Platform
-from serin.rollout import Candidate, ModelRollout, Phase, Spec, Status
+from serin.platforms.ports import Champion, Platform
+from serin.rollout.document import Candidate, ModelRollout, Phase, Spec, Status
 
 POLL_S: Final = 0.5
 GRACE_S: Final = 120.0

@@ -6,7 +6,7 @@ from typing import Final
 import numpy as np
 
 from components.config import Costs
-from serin.histograms import SCORE_EDGES
+from serin.model.histograms import SCORE_EDGES
 
 EPSILON: Final = 1e-7
 """Probabilities are kept this far from 0 and 1 in log loss: about the resolution of a float32 below 1."""
@@ -70,7 +70,7 @@ def calibration_error(y: np.ndarray, p: np.ndarray) -> float:
 
 
 def score_counts(p: np.ndarray) -> list[int]:
-    """Rows per bucket of `serin.histograms.SCORE_EDGES`."""
+    """Rows per bucket of `serin.model.histograms.SCORE_EDGES`."""
     counts: list[int] = np.bincount(
         np.searchsorted(SCORE_EDGES, p, side="left"), minlength=len(SCORE_EDGES) + 1
     ).tolist()

@@ -7,7 +7,7 @@ from typing import Final
 
 from components.config import Costs
 from components.evaluate.evaluation import Check, Difference, Evaluation, Side, Slice, Verdict
-from serin.histograms import SCORE_EDGES
+from serin.model.histograms import SCORE_EDGES
 from serin.report.charts import (
     Axis,
     Chart,

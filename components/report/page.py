@@ -10,7 +10,7 @@ from components.report import evaluation as evaluations
 from components.report import run
 from serin.report.page import environment
 from serin.report.story import tell as tell_rollout
-from serin.rollout import ModelRollout
+from serin.rollout.document import ModelRollout
 
 
 def run_html(

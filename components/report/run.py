@@ -9,9 +9,9 @@ from components.evaluate.evaluation import Verdict
 from components.preprocess.core import Summary
 from components.preprocess.sources import SourceKind
 from components.report.evaluation import readable
-from serin import words
+from serin.report import words
 from serin.report.story import Fact
-from serin.rollout import Phase
+from serin.rollout.document import Phase
 
 DRIFT_SHOWN: Final = 8
 SOME_DRIFT: Final = 0.1

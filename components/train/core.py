@@ -22,8 +22,6 @@ from components.train.learners import RECIPES
 from components.train.record import TRAINING_FILE, Record
 from components.train.review import review_band
 from serin.errors import UserError
-from serin.explanation import EXPLANATION_FILE
-from serin.histograms import SCORE_EDGES
 from serin.model import (
     CARD_FILE,
     MODEL_FILE,
@@ -35,6 +33,8 @@ from serin.model import (
     Signature,
     seal,
 )
+from serin.model.explanation import EXPLANATION_FILE
+from serin.model.histograms import SCORE_EDGES
 
 SAMPLES: Final = 500
 CONTRACT_FILE: Final = Path("meta/contract.json")

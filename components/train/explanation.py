@@ -11,8 +11,8 @@ from sklearn.preprocessing import OneHotEncoder
 from components.train import trees
 from components.train.calibration import Sigmoid
 from components.train.rule import SingleColumnRule
-from serin.explanation import Category, Code, Column, Explanation, Linear, Number, Single, Tree, Trees
 from serin.model import Feature
+from serin.model.explanation import Category, Code, Column, Explanation, Linear, Number, Single, Tree, Trees
 
 
 def of(

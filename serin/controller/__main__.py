@@ -15,12 +15,13 @@ from typing import Final
 
 from prometheus_client import generate_latest
 
-from serin.controller.cache import Cache
 from serin.controller.controller import Controller, Metrics, generation_changed, service_of
-from serin.controller.leader import Leader
 from serin.errors import UserError
+from serin.kube.api import Api
+from serin.kube.informer import Cache
+from serin.kube.leader import Leader
+from serin.measure.prometheus import PrometheusTelemetry
 from serin.platforms.kserve import objects, service
-from serin.platforms.kserve.api import Api
 from serin.platforms.kserve.gateway import (
     REVISION,
     EnvoyTelemetry,
@@ -30,7 +31,6 @@ from serin.platforms.kserve.gateway import (
     kept_of_pod,
     revision_of,
 )
-from serin.telemetry.prometheus import PrometheusTelemetry
 
 STUCK_S: Final = 60.0
 """A look that has been due for this long is reported as unhealthy."""

@@ -20,19 +20,19 @@ from typing import Any, Final
 from prometheus_client import CollectorRegistry, Counter, Histogram, ProcessCollector
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 
-from serin.controller.cache import Cache, Key
-from serin.controller.due import DueTimes
 from serin.errors import TryAgain, UserError
+from serin.kube.api import Api, Conflict, Unavailable
+from serin.kube.due import DueTimes
+from serin.kube.informer import Cache, Key
+from serin.measure.tally import Counts
 from serin.platforms.kserve import objects
 from serin.platforms.kserve import service as kserve
-from serin.platforms.kserve.api import Api, Conflict, Unavailable
 from serin.platforms.kserve.choreography import Change, Create, Delete, Patch, next_change
 from serin.platforms.kserve.gateway import Checks, Gateway, Telemetry
 from serin.platforms.kserve.step import Seen, memory, step
-from serin.reconcile import Action, RunChecks, SetSplit, refused, unwatched
-from serin.rollout import ModelRollout, Phase, Status
-from serin.telemetry.tally import Counts
-from serin.turns import active_rollouts
+from serin.rollout.document import ModelRollout, Phase, Status
+from serin.rollout.reconcile import Action, RunChecks, SetSplit, refused, unwatched
+from serin.rollout.turns import active_rollouts
 
 TICK_S: Final = 1.0
 LOOKS_PER_S: Final = 50

@@ -9,11 +9,11 @@ from typing import Final, Self
 
 import numpy as np
 
-from serin.histograms import LATENCY_EDGES_S, SCORE_EDGES
 from serin.judge import latency, scores
 from serin.judge.policy import Policy, Scores
 from serin.judge.primitive import Floats, Ints
 from serin.judge.window import ArmCounts
+from serin.model.histograms import LATENCY_EDGES_S, SCORE_EDGES
 
 LATENCY_BUCKETS: Final = len(LATENCY_EDGES_S) + 1
 SCORE_BUCKETS: Final = len(SCORE_EDGES) + 1

@@ -12,12 +12,12 @@ from typing import Final
 
 import numpy as np
 
-from serin.histograms import LATENCY_STEPS_PER_OCTAVE
 from serin.judge.categories import REQUESTS
 from serin.judge.latency import SHIFTS
 from serin.judge.policy import LATENCY, SPLIT
 from serin.judge.primitive import Floats
 from serin.judge.state import State
+from serin.model.histograms import LATENCY_STEPS_PER_OCTAVE
 
 _STRENGTHS: Final = np.geomspace(0.01, 5.0, 24)
 """Logarithms of the relative risks bet on, with equal weights."""

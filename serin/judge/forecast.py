@@ -11,8 +11,8 @@ from serin.judge.book import Book
 from serin.judge.policy import JudgeSpec, policy_for
 from serin.judge.primitive import Floats
 from serin.judge.reference import Reference
+from serin.judge.simulate import Outcome, Phase, Stream, run
 from serin.plan import Plan
-from serin.simulate import Outcome, Phase, Stream, run
 
 _RUNS: Final = 5
 _LONGEST: Final = 300_000

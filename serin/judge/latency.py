@@ -6,9 +6,9 @@ from typing import Final
 
 import numpy as np
 
-from serin.histograms import LATENCY_EDGES_S, LATENCY_STEPS_PER_OCTAVE
 from serin.judge.primitive import Bet, Floats, Ints
 from serin.judge.shape import normal_scores, tilt
+from serin.model.histograms import LATENCY_EDGES_S, LATENCY_STEPS_PER_OCTAVE
 
 QUANTILES: Final = np.array([0.1, 0.25, 0.5, 0.75, 0.9, 0.95, 0.975, 0.99, 0.995])
 BINS: Final = len(QUANTILES) + 1

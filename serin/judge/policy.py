@@ -40,7 +40,7 @@ class LatencyMetric(Document):
     `tolerance_ms` slower. Without the tolerance a service that answers in a millisecond would be judged by what
     a colder cache costs: a candidate with 5 % of the traffic is slower than its twin with 95 %.
 
-    The margin counts in whole buckets of `serin.histograms`, factors of 1.0508; 1.10 is two buckets.
+    The margin counts in whole buckets of `serin.model.histograms`, factors of 1.0508; 1.10 is two buckets.
     """
 
     weight: Positive = 0.24

@@ -12,8 +12,8 @@ from serin.judge.judge import observe, start
 from serin.judge.policy import LATENCY, SCORES, Policy
 from serin.judge.ruling import decide
 from serin.judge.state import BEFORE
+from serin.judge.timeline import from_document
 from serin.judge.window import Window
-from serin.timeline import from_document
 
 _LATENCY_MARGINS: Final = (1.0, 1.05, 1.10, 1.16, 1.22, 1.28, 1.35, 1.5, 2.0)
 _SCORE_TOLERANCES: Final = (0.0, 0.01, 0.02, 0.03, 0.05, 0.1)

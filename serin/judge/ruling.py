@@ -5,7 +5,6 @@ from dataclasses import replace
 
 import numpy as np
 
-from serin.histograms import SCORE_STEP
 from serin.judge import scores
 from serin.judge.book import Claim
 from serin.judge.categories import REQUESTS
@@ -13,6 +12,7 @@ from serin.judge.decision import Action, Decision, Evidence
 from serin.judge.policy import ERRORS, LATENCY, SCORES, SPLIT
 from serin.judge.primitive import Floats
 from serin.judge.state import BEFORE, SILENT, State, stage_policy
+from serin.model.histograms import SCORE_STEP
 
 
 def decide(state: State, now: float) -> Decision:

@@ -5,9 +5,9 @@ from typing import Final
 
 import numpy as np
 
-from serin.histograms import SCORE_STEP
 from serin.judge.primitive import Bet, Floats
 from serin.judge.shape import normal_scores, tilt
+from serin.model.histograms import SCORE_STEP
 
 QUANTILES: Final = np.arange(1, 10) / 10
 BINS: Final = len(QUANTILES) + 1

@@ -10,7 +10,7 @@ class ArmCounts:
 
     `events` counts answers by kind of harm, at least "errors" (5xx and answers that never came). A harm of degrees is
     the sum of a value of 0 to 1 per request: the bets stay valid, as a**x <= 1 + x (a - 1) for x from 0 to 1.
-    `latency` and `score` are sparse counts per bucket of `serin.histograms`; empty where nothing was measured.
+    `latency` and `score` are sparse counts per bucket of `serin.model.histograms`; empty where nothing was measured.
     """
 
     requests: int = 0

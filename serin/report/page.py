@@ -6,7 +6,7 @@ from typing import Any
 from jinja2 import ChoiceLoader, Environment, PackageLoader, StrictUndefined
 
 from serin.report.story import tell
-from serin.rollout import ModelRollout
+from serin.rollout.document import ModelRollout
 
 
 def environment(*packages: str) -> Environment:

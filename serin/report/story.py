@@ -6,9 +6,12 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, Final
 
-from serin import judge, timeline, words
-from serin.histograms import LATENCY_EDGES_S, SCORE_EDGES
+from serin import judge
+from serin.judge import timeline
+from serin.judge.timeline import Arm, Slot
 from serin.judge.window import Window
+from serin.model.histograms import LATENCY_EDGES_S, SCORE_EDGES
+from serin.report import words
 from serin.report.charts import (
     Axis,
     Chart,
@@ -23,8 +26,7 @@ from serin.report.charts import (
     time_ticks,
     upward,
 )
-from serin.rollout import Check, ModelRollout, Phase
-from serin.timeline import Arm, Slot
+from serin.rollout.document import Check, ModelRollout, Phase
 
 SLOTS: Final = 100
 """Points of a series over time."""

@@ -10,7 +10,7 @@ from test_manifests import may
 
 from cluster import kubectl, wait
 from serin.errors import UserError
-from serin.platforms.kserve import api
+from serin.kube import api
 from serin.platforms.kserve.client import KServe
 
 ROOT = Path(__file__).parents[2]

@@ -13,8 +13,8 @@ from components.deploy.core import deploy, expected_scores, plan_of
 from serin import model
 from serin.errors import TryAgain, UserError
 from serin.judge import Scores
-from serin.platforms import Champion
-from serin.rollout import ModelRollout, Phase, Status
+from serin.platforms.ports import Champion
+from serin.rollout.document import ModelRollout, Phase, Status
 
 
 @dataclasses.dataclass

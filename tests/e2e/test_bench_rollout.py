@@ -4,7 +4,7 @@ import pytest
 from embedded import write_model
 
 from benchmarks import rollout
-from serin.rollout import Phase
+from serin.rollout.document import Phase
 
 pytestmark = pytest.mark.xdist_group("embedded")
 

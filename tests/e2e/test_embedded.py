@@ -15,10 +15,11 @@ import psutil
 import pytest
 from embedded import QUICK, SERVICE, Home, by_revision, home, shown, traffic, write_model
 
-from serin import cli, timeline
+from serin.cli import main as cli
+from serin.judge import timeline
 from serin.plan import Checks
 from serin.platforms.embedded import client, processes
-from serin.rollout import Phase
+from serin.rollout.document import Phase
 
 pytestmark = pytest.mark.xdist_group("embedded")
 

@@ -8,7 +8,7 @@ import pytest
 from embedded import QUICK, home, shown, traffic, write_model
 
 from serin.plan import Checks, Stage
-from serin.rollout import Phase
+from serin.rollout.document import Phase
 
 pytestmark = pytest.mark.xdist_group("embedded")
 

@@ -13,8 +13,8 @@ import pytest
 import yaml
 from predictor_process import free_port
 
-from serin.telemetry.prometheus import PrometheusTelemetry
-from serin.telemetry.tally import Counts, Tally, add, counters
+from serin.measure.prometheus import PrometheusTelemetry
+from serin.measure.tally import Counts, Tally, add, counters
 
 PROGRAM = shutil.which(os.environ.get("PROMETHEUS", "prometheus"))
 LIMIT_S = 30.0
@@ -107,7 +107,7 @@ def targets() -> Iterator[Targets]:
 
 @pytest.fixture
 def telemetry(targets: Targets, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[PrometheusTelemetry]:
-    monkeypatch.setattr("serin.telemetry.prometheus.ASK_AGAIN_S", 0.0)
+    monkeypatch.setattr("serin.measure.prometheus.ASK_AGAIN_S", 0.0)
     config = {
         "global": {"scrape_interval": "200ms", "scrape_timeout": "200ms"},
         "scrape_configs": [{"job_name": "pods", "static_configs": [{"targets": targets.addresses}]}],

@@ -10,7 +10,7 @@ from kfp.pipeline_spec.pipeline_spec_pb2 import PipelineSpec
 from components.shell import IMAGE
 from pipelines import COMPILED
 from pipelines.compile import compile_to
-from serin.platforms.kserve.api import ACCOUNT
+from serin.kube.api import ACCOUNT
 
 
 def test_the_committed_file_is_what_the_code_compiles_to(tmp_path: Path) -> None:

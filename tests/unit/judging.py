@@ -4,9 +4,9 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from serin.histograms import LATENCY_EDGES_S, SCORE_EDGES
 from serin.judge import ArmCounts, Policy, State, Window, observe, start
 from serin.judge.state import BEFORE
+from serin.model.histograms import LATENCY_EDGES_S, SCORE_EDGES
 
 RNG = np.random.default_rng(7)
 LATENCY_S = 0.08 * np.exp(0.5 * RNG.standard_normal(4000))

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from benchmarks import controller as bench
-from serin.platforms.kserve.api import Conflict
+from serin.kube.api import Conflict
 from serin.platforms.kserve.service import read
 
 

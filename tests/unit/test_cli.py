@@ -9,13 +9,13 @@ from pathlib import Path
 import embedded
 import pytest
 
-from serin import cli
+from serin.cli import main as cli
 from serin.errors import TryAgain
 from serin.platforms.embedded import client
+from serin.platforms.embedded.store import Store
 from serin.platforms.kserve import objects
 from serin.platforms.kserve.client import KServe
-from serin.rollout import Candidate, Metadata, ModelRollout, Phase, Spec, Status
-from serin.store import Store
+from serin.rollout.document import Candidate, Metadata, ModelRollout, Phase, Spec, Status
 from tests.unit.kserve_fake import promoted
 from tests.unit.test_kserve_client import FakeApi
 
@@ -470,7 +470,7 @@ def test_the_command_needs_nothing_of_the_pipeline():
         "        if name.split('.')[0] in ('kfp', 'sklearn', 'xgboost', 'pandas', 'kserve', 'onnxruntime'):\n"
         "            raise ImportError(name)\n"
         "sys.meta_path.insert(0, Stop)\n"
-        "import serin.cli, serin.platforms.kserve.client\n"
+        "import serin.cli.main, serin.platforms.kserve.client\n"
     )
     assert subprocess.run([sys.executable, "-c", program], timeout=60, check=False).returncode == 0
 

@@ -9,10 +9,20 @@ from typing import Any
 import pytest
 import yaml
 
-from serin.doctor import CONTROLLER_NEEDS, PEOPLE_NEED, Finding, Reading, Refused, Verdict, findings, read, version
 from serin.errors import TryAgain
+from serin.kube.api import Forbidden
 from serin.platforms.kserve import objects
-from serin.platforms.kserve.api import Forbidden
+from serin.platforms.kserve.doctor import (
+    CONTROLLER_NEEDS,
+    PEOPLE_NEED,
+    Finding,
+    Reading,
+    Refused,
+    Verdict,
+    findings,
+    read,
+    version,
+)
 from tests.unit.kserve_fake import base
 
 ROOT = Path(__file__).parents[2]

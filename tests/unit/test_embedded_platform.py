@@ -13,10 +13,10 @@ from serin import model
 from serin.errors import UserError
 from serin.platforms import connect
 from serin.platforms.embedded.platform import EmbeddedPlatform, Gateway, fetch
-from serin.reconcile import CreateCandidate, Discard, Promote, RunChecks, SetSplit
-from serin.rollout import Candidate, Concurrency, EnvVar, Metadata, ModelRollout, Phase, Spec, Status
-from serin.store import RevisionRecord, Service, Store
-from serin.turns import active_rollouts
+from serin.platforms.embedded.store import RevisionRecord, Service, Store
+from serin.rollout.document import Candidate, Concurrency, EnvVar, Metadata, ModelRollout, Phase, Spec, Status
+from serin.rollout.reconcile import CreateCandidate, Discard, Promote, RunChecks, SetSplit
+from serin.rollout.turns import active_rollouts
 
 STABLE, FIRST, SECOND = "churn-predictor-00001", "churn-predictor-00002", "churn-predictor-00003"
 

@@ -2,7 +2,7 @@
 
 import re
 
-from serin.telemetry import envoy
+from serin.measure import envoy
 
 CAPTURED = """\
 # TYPE envoy_cluster_external_upstream_rq counter

@@ -10,7 +10,7 @@ from sklearn.metrics import log_loss, roc_auc_score
 
 from components.config import Costs
 from components.evaluate import metrics
-from serin.histograms import SCORE_EDGES, bucket
+from serin.model.histograms import SCORE_EDGES, bucket
 
 scored_rows = st.lists(st.tuples(st.booleans(), st.integers(0, 20)), min_size=1, max_size=60)
 

@@ -10,18 +10,19 @@ import pandas as pd
 import pytest
 from click.testing import CliRunner, Result
 
-from serin import judge, reconcile
-from serin.cli import cli
+from serin import judge
+from serin.cli.judge import told
+from serin.cli.main import cli
 from serin.errors import UserError
 from serin.judge import Action, JudgeSpec, Policy, Window, policy_for
-from serin.judge.commands import told
 from serin.judge.forecast import Traffic, forecast
 from serin.judge.replay import read, replay, twins
 from serin.judge.state import BEFORE
+from serin.measure.windows import to_document
 from serin.plan import PROFILES, Bake, Plan, Stage
-from serin.rollout import Candidate, HistoryEntry, Metadata, ModelRollout, Phase, Requests, Spec, Status
-from serin.store import Store
-from serin.telemetry.windows import to_document
+from serin.platforms.embedded.store import Store
+from serin.rollout import reconcile
+from serin.rollout.document import Candidate, HistoryEntry, Metadata, ModelRollout, Phase, Requests, Spec, Status
 from tests.unit.judging import LATENCY, LATENCY_S, SCORE, arm, draw, window
 
 RATES = {"errors": 0.01, "rejected": 0.0}

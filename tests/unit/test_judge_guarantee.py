@@ -13,7 +13,6 @@ import numpy as np
 import pytest
 from scipy.stats import binom
 
-from serin.histograms import LATENCY_EDGES_S, SCORE_EDGES
 from serin.judge import (
     Action,
     ArmCounts,
@@ -28,6 +27,7 @@ from serin.judge import (
 )
 from serin.judge.latency import tolerated
 from serin.judge.policy import StagePolicy
+from serin.model.histograms import LATENCY_EDGES_S, SCORE_EDGES
 from tests.unit.judging import LATENCY as LATENCY_CHANCES
 from tests.unit.judging import LATENCY_S, SCORE, arm, draw, histogram, taught, window
 from tests.unit.judging import SCORES as SCORE_CHANCES

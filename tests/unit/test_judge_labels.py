@@ -11,7 +11,7 @@ from click.testing import CliRunner
 from predictor.columns import Layout, from_records
 from predictor.log import Entry, Fields
 from predictor.sinks import sink
-from serin.cli import cli
+from serin.cli.main import cli
 from serin.errors import UserError
 from serin.judge.cohorts import Labels
 from serin.judge.labels import Costs, cohorts

@@ -10,12 +10,12 @@ from typing import Any
 import pytest
 import urllib3
 
-from serin.controller import cache as module
-from serin.controller.cache import Cache
 from serin.controller.controller import service_of
 from serin.errors import UserError
-from serin.platforms.kserve.api import Api, Conflict, Forbidden, Gone, NotFound, Unavailable
-from serin.platforms.kserve.connection import Connection
+from serin.kube import informer as module
+from serin.kube.api import Api, Conflict, Forbidden, Gone, NotFound, Unavailable
+from serin.kube.connection import Connection
+from serin.kube.informer import Cache
 
 PATH = "/apis/serin.dev/v1alpha1/modelrollouts"
 Answer = tuple[int, dict[str, str], bytes]

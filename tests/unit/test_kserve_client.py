@@ -8,15 +8,16 @@ import pytest
 
 from serin import release
 from serin.errors import TryAgain, UserError
+from serin.kube import leader
+from serin.kube.api import Conflict, Forbidden, NotFound
 from serin.platforms import connect
 from serin.platforms.kserve import objects
-from serin.platforms.kserve.api import Conflict, Forbidden, NotFound
 from serin.platforms.kserve.client import KServe, denied, idle
-from serin.rollout import Candidate, Metadata, ModelRollout, Phase, Spec
+from serin.rollout.document import Candidate, Metadata, ModelRollout, Phase, Spec
 from tests.unit.kserve_fake import FakeKServe, base, merge, promoted
 
 NOW = datetime(2026, 11, 23, 9, 30, tzinfo=UTC)
-LEASE = objects.lease("serin-system", "serin-controller")
+LEASE = leader.path("serin-system", "serin-controller")
 DENIED = (
     'modelrollouts.serin.dev is forbidden: User "system:serviceaccount:kubeflow:deployer" cannot create resource '
     '"modelrollouts" in API group "serin.dev" in the namespace "serving"'

@@ -11,9 +11,9 @@ import pytest
 import yaml
 
 from serin.errors import UserError
-from serin.platforms.kserve import api
-from serin.platforms.kserve.api import Api, default_namespace
-from serin.platforms.kserve.connection import context, from_kubeconfig, in_pod
+from serin.kube import api
+from serin.kube.api import Api, default_namespace
+from serin.kube.connection import context, from_kubeconfig, in_pod
 
 Write = Any
 

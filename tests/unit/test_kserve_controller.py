@@ -10,7 +10,6 @@ from typing import Any
 import pytest
 from prometheus_client import generate_latest
 
-from serin.controller.cache import Cache
 from serin.controller.controller import (
     LONGEST_RETRY_S,
     LOOKS_PER_S,
@@ -20,10 +19,11 @@ from serin.controller.controller import (
     service_of,
 )
 from serin.errors import UserError
+from serin.kube.api import Conflict, Unavailable
+from serin.kube.informer import Cache
+from serin.measure.tally import Counts
 from serin.platforms.kserve import objects, service
-from serin.platforms.kserve.api import Conflict, Unavailable
-from serin.rollout import Check
-from serin.telemetry.tally import Counts
+from serin.rollout.document import Check
 from tests.unit.kserve_fake import FakeKServe, merge, promoted
 
 SPEC = {
@@ -360,7 +360,7 @@ def test_without_the_lease_nothing_is_done_and_with_it_again_it_goes_on(
     world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("serin.controller.controller.TICK_S", 0.01)
-    monkeypatch.setattr("serin.controller.due._POLL_S", 0.01)
+    monkeypatch.setattr("serin.kube.due._POLL_S", 0.01)
     lost = threading.Event()
 
     def term() -> threading.Thread:
@@ -406,7 +406,7 @@ def test_what_changed_before_it_led_is_not_overdue_when_it_leads(
         long_ago_s = time.monotonic() - 300
         earlier.setattr(time, "monotonic", lambda: long_ago_s)
         world.controller.service_changed(("serving", "churn"))
-    monkeypatch.setattr("serin.controller.due._POLL_S", 0.01)
+    monkeypatch.setattr("serin.kube.due._POLL_S", 0.01)
     waited_s: list[float] = []
 
     def until() -> bool:

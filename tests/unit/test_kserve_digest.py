@@ -7,7 +7,7 @@ import pytest
 from predictor import server
 from serin.platforms.kserve.choreography import DIGEST, candidate_predictor
 from serin.platforms.kserve.service import Service
-from serin.rollout import Candidate, EnvVar
+from serin.rollout.document import Candidate, EnvVar
 
 
 def env(candidate: Candidate, *before: dict[str, str]) -> Any:

@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from serin.controller import due as module
-from serin.controller.due import DueTimes
+from serin.kube import due as module
+from serin.kube.due import DueTimes
 
 A, B = ("serving", "a"), ("serving", "b")
 

@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from serin.measure.tally import Tally, add, counters
 from serin.platforms.kserve import gateway as module
 from serin.platforms.kserve.gateway import (
     REVISION,
@@ -22,8 +23,7 @@ from serin.platforms.kserve.gateway import (
     kept_of_pod,
     revision_of,
 )
-from serin.rollout import Check
-from serin.telemetry.tally import Tally, add, counters
+from serin.rollout.document import Check
 
 HERE, NOWHERE = "127.0.0.1", "127.0.0.9"
 

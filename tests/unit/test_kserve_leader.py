@@ -6,10 +6,10 @@ from typing import Any
 
 import pytest
 
-from serin.controller import leader as module
-from serin.controller.leader import DURATION_S, GIVE_UP_S, RENEW_S, Leader
 from serin.errors import TryAgain
-from serin.platforms.kserve.api import Conflict
+from serin.kube import leader as module
+from serin.kube.api import Conflict
+from serin.kube.leader import DURATION_S, GIVE_UP_S, RENEW_S, Leader
 
 
 class Leases:

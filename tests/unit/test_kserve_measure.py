@@ -10,10 +10,10 @@ from hypothesis import strategies as st
 from serin.judge.judge import observe, start
 from serin.judge.policy import LatencyMetric, Policy
 from serin.judge.window import ArmCounts, Window
+from serin.measure.tally import Counts, Tally, add, counters
 from serin.platforms.kserve.measure import BEFORE, PROBES, SETTLE_S, Measured, measure, without_probes
 from serin.platforms.kserve.service import Row, Service
-from serin.rollout import Phase, Status
-from serin.telemetry.tally import Counts, Tally, add, counters
+from serin.rollout.document import Phase, Status
 
 STATUS = Status(phase=Phase.PROGRESSING, stage=0, traffic=20, stable_revision="r1", candidate_revision="r2")
 

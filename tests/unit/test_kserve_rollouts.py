@@ -10,13 +10,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
+from serin.measure.tally import Counts
 from serin.plan import Bake, Checks, Plan, Stage
 from serin.platforms.kserve.choreography import Create, Delete, Patch, Predictors, next_change
 from serin.platforms.kserve.service import PERCENT, read
 from serin.platforms.kserve.step import Seen, memory, step
-from serin.reconcile import RunChecks
-from serin.rollout import Candidate, Check, Metadata, ModelRollout, Phase, Spec, Status
-from serin.telemetry.tally import Counts
+from serin.rollout.document import Candidate, Check, Metadata, ModelRollout, Phase, Spec, Status
+from serin.rollout.reconcile import RunChecks
 from tests.unit.kserve_fake import NEVER, FakeKServe, base, promoted
 
 START = datetime(2026, 11, 22, 9, 30, tzinfo=UTC)

@@ -9,8 +9,8 @@ import pytest
 
 from predictor.columns import Layout, from_records
 from predictor.explain import Explainer, load
-from serin.explanation import Category, Code, Explanation, Linear, Number, Single, Tree, Trees
 from serin.model import Feature
+from serin.model.explanation import Category, Code, Explanation, Linear, Number, Single, Tree, Trees
 
 FEATURES = (
     *(Feature(name=name, input=name, dtype="number") for name in "abc"),

@@ -124,12 +124,13 @@ def python_scores(trained: Trained, columns: tuple[Feature, ...], records: list[
 
 
 def tensors(columns: tuple[Feature, ...], records: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """A boolean, which V1 takes as a number, is none in a tensor of FP64."""
     return [
         {
             "name": column.name,
             "shape": [len(records), 1],
             "datatype": "FP64" if column.dtype == "number" else "BYTES",
-            "data": [record.get(column.name) for record in records],
+            "data": [float(v) if isinstance(v := record.get(column.name), bool) else v for record in records],
         }
         for column in columns
     ]

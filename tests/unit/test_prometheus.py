@@ -13,9 +13,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from serin.histograms import LATENCY_EDGES_S, bucket
-from serin.telemetry import prometheus as module
-from serin.telemetry.prometheus import (
+from serin.measure import prometheus as module
+from serin.measure.prometheus import (
     ASK_AGAIN_S,
     KNOWN,
     MAX_AGE_S,
@@ -29,6 +28,7 @@ from serin.telemetry.prometheus import (
     query,
     samples,
 )
+from serin.model.histograms import LATENCY_EDGES_S, bucket
 
 KOURIER, NEW, MIDDLE, OLD = KNOWN
 NOW_S = 1_000_000.0

@@ -6,10 +6,10 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 
-from serin.cli import cli
+from serin.cli.main import cli
 from serin.errors import UserError
 from serin.judge.state import BEFORE
-from serin.telemetry.export import read
+from serin.measure.export import read
 
 STABLE, CANDIDATE = "churn-predictor-00004", "churn-predictor-00005"
 T0 = 1_764_000_000

@@ -9,8 +9,17 @@ from fake_platform import CANDIDATE, FAILED, STABLE, World, arm, spec
 from serin import judge
 from serin.judge import Action, JudgeSpec
 from serin.plan import Bake, Checks, OnInconclusive, Plan, Stage
-from serin.reconcile import MAX_LOSSES, CreateCandidate, Discard, Promote, Revision, RunChecks, SetSplit, unwatched
-from serin.rollout import Approval, Phase
+from serin.rollout.document import Approval, Phase
+from serin.rollout.reconcile import (
+    MAX_LOSSES,
+    CreateCandidate,
+    Discard,
+    Promote,
+    Revision,
+    RunChecks,
+    SetSplit,
+    unwatched,
+)
 
 PLAN = Plan(
     stages=(

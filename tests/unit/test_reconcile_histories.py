@@ -9,8 +9,8 @@ from hypothesis import HealthCheck, settings
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from serin.plan import Bake, Checks, OnInconclusive, Plan, Stage
-from serin.reconcile import MAX_RESTARTS, Discard, Promote, Revision, RunChecks, SetSplit, reconcile
-from serin.rollout import Approval, Phase, Spec, Status
+from serin.rollout.document import Approval, Phase, Spec, Status
+from serin.rollout.reconcile import MAX_RESTARTS, Discard, Promote, Revision, RunChecks, SetSplit, reconcile
 
 PLAN = Plan(
     stages=(

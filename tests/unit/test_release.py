@@ -3,7 +3,7 @@
 import pytest
 
 from serin import release
-from serin.rollout import Candidate, Metadata, ModelRollout, Phase, Spec, Status
+from serin.rollout.document import Candidate, Metadata, ModelRollout, Phase, Spec, Status
 
 
 def tried(**phases: Phase) -> list[ModelRollout]:

@@ -30,8 +30,8 @@ from components.report import evaluation_html, run_html
 from serin.report import rollout_html
 from serin.report.charts import Axis, Plot, nice_top, time_ticks
 from serin.report.story import tell
-from serin.rollout import Check as RolloutCheck
-from serin.rollout import MetricEvidence, ModelRollout, Phase, Ratio, Requests, Status
+from serin.rollout.document import Check as RolloutCheck
+from serin.rollout.document import MetricEvidence, ModelRollout, Phase, Ratio, Requests, Status
 
 HOSTILE = "<script>alert('x')</script>&\"'"
 VOID = {"meta", "br", "path", "img"}

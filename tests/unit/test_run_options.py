@@ -13,8 +13,8 @@ from components.preprocess.sources import Source, SourceKind
 from pipelines.progress import Progress
 from pipelines.run import Run, newest, place_of, rate_of
 from serin.errors import UserError
-from serin.rollout import Candidate, Metadata, ModelRollout, Spec
-from serin.store import Store
+from serin.platforms.embedded.store import Store
+from serin.rollout.document import Candidate, Metadata, ModelRollout, Spec
 
 
 def test_a_cluster_gets_no_requests_unless_asked() -> None:

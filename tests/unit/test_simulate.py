@@ -8,9 +8,9 @@ import pytest
 from benchmarks import scenarios
 from serin.errors import UserError
 from serin.judge import Action, Policy, ScoreMetric, decide, observe, policy_for, start
+from serin.judge.simulate import Outcome, Phase, Stream, run
 from serin.judge.state import BEFORE
 from serin.plan import PROFILES, Bake, OnInconclusive, Plan, Stage
-from serin.simulate import Outcome, Phase, Stream, run
 from tests.unit.judging import arm, window
 
 QUICK = Plan(

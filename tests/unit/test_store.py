@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from serin.errors import UserError
-from serin.rollout import Candidate, Metadata, ModelRollout, Phase, Spec, Status
-from serin.store import RevisionRecord, Service, Store
+from serin.platforms.embedded.store import RevisionRecord, Service, Store
+from serin.rollout.document import Candidate, Metadata, ModelRollout, Phase, Spec, Status
 
 BEGAN = datetime(2026, 11, 22, tzinfo=UTC)
 

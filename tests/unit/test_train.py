@@ -21,7 +21,7 @@ from predictor import explain
 from predictor.scorer import Scorer, warm_up
 from serin import model
 from serin.errors import UserError
-from serin.histograms import SCORE_EDGES
+from serin.model.histograms import SCORE_EDGES
 
 LEARNERS = get_args(Learner)
 

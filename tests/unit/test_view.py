@@ -10,13 +10,14 @@ from hypothesis import strategies as st
 from rich.console import Console, RenderableType
 from rollouts import Behaviour, Frame
 
-from serin import timeline, words
-from serin.histograms import LATENCY_EDGES_S, bucket
+from serin.cli.view import follow, plain, table, view
+from serin.judge import timeline
 from serin.judge.policy import JudgeSpec, ScoreMetric, Scores
-from serin.rollout import Check, MetricEvidence, Phase, Ratio, Requests, Status
-from serin.telemetry.windows import to_document
-from serin.timeline import Arm
-from serin.view import follow, plain, table, view
+from serin.judge.timeline import Arm
+from serin.measure.windows import to_document
+from serin.model.histograms import LATENCY_EDGES_S, bucket
+from serin.report import words
+from serin.rollout.document import Check, MetricEvidence, Phase, Ratio, Requests, Status
 
 BAD_CHECK = Check(
     name="answers", passed=False, detail="21 of 21 requests \x1b[31mwithout\x1b[0m a valid [bold]answer"

@@ -6,8 +6,8 @@ from itertools import pairwise
 import hypothesis.strategies as st
 from hypothesis import given, settings
 
-from serin import timeline
-from serin.telemetry.windows import Counters, Reading, following, to_document, window_between
+from serin.judge import timeline
+from serin.measure.windows import Counters, Reading, following, to_document, window_between
 
 
 def reading(at_s: float, stable: Counters, candidate: Counters, *, percent: int = 25, gateway: str = "1") -> Reading:

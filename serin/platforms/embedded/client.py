@@ -11,11 +11,11 @@ from typing import Any, Final
 
 from serin import model
 from serin.errors import TryAgain, UserError
-from serin.platforms import Champion
 from serin.platforms.embedded import processes
 from serin.platforms.embedded.gateway import LOCAL
-from serin.rollout import ModelRollout
-from serin.store import Store
+from serin.platforms.embedded.store import Store
+from serin.platforms.ports import Champion
+from serin.rollout.document import ModelRollout
 
 NAMESPACE: Final = "default"
 START_S: Final = 30.0

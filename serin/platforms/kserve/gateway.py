@@ -14,12 +14,12 @@ from urllib.parse import urlencode, urlparse
 import urllib3
 
 from serin.checks import latency
-from serin.histograms import LATENCY_EDGES_S, SCORE_EDGES
+from serin.kube.api import Api
+from serin.measure import envoy
+from serin.measure.tally import Counts, Series
+from serin.model.histograms import LATENCY_EDGES_S, SCORE_EDGES
 from serin.platforms.kserve import objects
-from serin.platforms.kserve.api import Api
-from serin.rollout import Check
-from serin.telemetry import envoy
-from serin.telemetry.tally import Counts, Series
+from serin.rollout.document import Check
 
 STATS_PORT: Final = 9000
 STATS_FILTER: Final = r"^cluster\..*\.upstream_rq_([0-9]{3}|active)$"

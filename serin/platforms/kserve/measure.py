@@ -8,11 +8,11 @@ from typing import Final
 from pydantic import Field
 
 from serin.judge.window import ArmCounts, Window
+from serin.measure.tally import Counts, Tally, add, counters
+from serin.measure.windows import Reading, window_between
 from serin.plan import Stored
 from serin.platforms.kserve.service import Service
-from serin.rollout import Status
-from serin.telemetry.tally import Counts, Tally, add, counters
-from serin.telemetry.windows import Reading, window_between
+from serin.rollout.document import Status
 
 BEFORE: Final = -1
 """The stage of what was counted before the first split was in force."""

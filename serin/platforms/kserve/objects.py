@@ -4,7 +4,7 @@ from datetime import datetime
 from typing import Any, Final
 
 from serin.platforms.kserve.crd import GROUP, PLURAL, VERSION
-from serin.rollout import ModelRollout, Phase, Status, parse
+from serin.rollout.document import ModelRollout, Phase, Status, parse
 
 FINALIZER: Final = f"{GROUP}/traffic"
 """Keeps a deleted ModelRollout until its traffic is back with stable."""
@@ -35,10 +35,6 @@ def service(namespace: str, name: str) -> str:
 
 def events(namespace: str) -> str:
     return f"/api/v1/namespaces/{namespace}/events"
-
-
-def lease(namespace: str, name: str = "") -> str:
-    return f"/apis/coordination.k8s.io/v1/namespaces/{namespace}/leases" + (f"/{name}" if name else "")
 
 
 def rollout(document: dict[str, Any]) -> ModelRollout:

@@ -8,14 +8,14 @@ from pydantic import ValidationError
 
 from serin.errors import UserError
 from serin.judge.window import Window
+from serin.measure.tally import Counts
 from serin.plan import Stored
 from serin.platforms.kserve import choreography
 from serin.platforms.kserve.choreography import Predictors
 from serin.platforms.kserve.measure import Measured, measure
 from serin.platforms.kserve.service import Service
-from serin.reconcile import Action, reconcile
-from serin.rollout import Check, ModelRollout, Phase, Status
-from serin.telemetry.tally import Counts
+from serin.rollout.document import Check, ModelRollout, Phase, Status
+from serin.rollout.reconcile import Action, reconcile
 
 BLIND_S: Final = 60.0
 """A candidate that nobody can watch loses its traffic after this time."""

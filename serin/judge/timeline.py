@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any
 
-from serin.histograms import LATENCY_EDGES_S
 from serin.judge.window import ArmCounts, Window
+from serin.model.histograms import LATENCY_EDGES_S
 
 
 class Arm(StrEnum):
@@ -20,7 +20,7 @@ class Arm(StrEnum):
 
 
 def from_document(document: Mapping[str, Any]) -> Window:
-    """The inverse of `serin.telemetry.windows.to_document`."""
+    """The inverse of `serin.measure.windows.to_document`."""
     return Window(
         id=document["id"],
         start_s=document["startS"],

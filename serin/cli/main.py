@@ -21,15 +21,18 @@ import yaml
 from click.shell_completion import ShellComplete
 from rich.console import Console
 
-from serin import model, release, view, words
+from serin import model, release
+from serin.cli import view
+from serin.cli.judge import commands as judge_commands
+from serin.cli.target import connected, pass_platform, remembered, rollout_argument, rollout_named, said
 from serin.errors import TryAgain, UserError
-from serin.judge.commands import commands as judge_commands
 from serin.plan import PROFILES, Checks, OnInconclusive, Plan, Stage
-from serin.platforms import Platform, connect
+from serin.platforms import connect
 from serin.platforms.embedded import client, processes
 from serin.platforms.embedded.client import Embedded
-from serin.rollout import Candidate, EnvVar, ModelRollout, Phase, Spec, parse
-from serin.target import connected, pass_platform, remembered, rollout_argument, rollout_named, said
+from serin.platforms.ports import Platform
+from serin.report import words
+from serin.rollout.document import Candidate, EnvVar, ModelRollout, Phase, Spec, parse
 
 FAULTS: Final = ("errors", "latency", "scores", "crash", "slowstart")
 SWITCHES: Final = ("pause", "resume", "approve", "promote", "abort")
@@ -301,7 +304,7 @@ def load(platform: Platform, service: str, rate: float, seconds: float | None, o
 @click.pass_context
 def doctor(context: click.Context) -> None:
     """What a cluster lacks for releases, each with its fix."""
-    from serin import doctor as examination
+    from serin.platforms.kserve import doctor as examination
     from serin.platforms.kserve.client import KServe
 
     context.meta.setdefault("serin.platform", "kserve")
@@ -402,7 +405,7 @@ def _traffic(platform: Embedded, service: str, rate: float, folder: Path) -> Ite
     out.unlink(missing_ok=True)
     arguments = ("load", "--service", service, "--rate", str(rate), "--out", str(out))
     process = subprocess.Popen(
-        processes.python("serin.cli", "--home", str(platform.store.home), *arguments), stdout=subprocess.DEVNULL
+        processes.python("serin.cli.main", "--home", str(platform.store.home), *arguments), stdout=subprocess.DEVNULL
     )
     try:
         while not out.exists() and process.poll() is None:  # it keeps its count from the first request on

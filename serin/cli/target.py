@@ -7,8 +7,8 @@ from typing import Any
 import click
 
 from serin.errors import TryAgain, UserError
-from serin.platforms import Platform
-from serin.rollout import ModelRollout
+from serin.platforms.ports import Platform
+from serin.rollout.document import ModelRollout
 
 
 def remembered(*names: str, **attributes: Any) -> click.Option:  # noqa: ANN401 - as click takes them

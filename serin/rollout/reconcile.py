@@ -16,17 +16,7 @@ from serin.judge.decision import Action as Verdict
 from serin.judge.decision import Decision
 from serin.judge.window import Window
 from serin.plan import Checks, OnInconclusive, Plan
-from serin.rollout import (
-    Approval,
-    Check,
-    HistoryEntry,
-    MetricEvidence,
-    Phase,
-    Ratio,
-    Requests,
-    Spec,
-    Status,
-)
+from serin.rollout.document import Approval, Check, HistoryEntry, MetricEvidence, Phase, Ratio, Requests, Spec, Status
 
 MAX_RESTARTS: Final = 2
 """A candidate that had to be started again more often than this is not fit to serve."""

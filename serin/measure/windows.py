@@ -10,9 +10,9 @@ from serin.plan import Document
 
 class Counters(Document):
     """Cumulative counts of one revision. `codes` are the gateway's answers by HTTP status; `latency` and `score`
-    the predictor's, by bucket of `serin.histograms`; `boot` names the predictor process that counted them, None while
-    it has never answered. `active` requests are at the gateway; of them, `old` may have been split by an earlier
-    percent."""
+    the predictor's, by bucket of `serin.model.histograms`; `boot` names the predictor process that counted them, None
+    while it has never answered. `active` requests are at the gateway; of them, `old` may have been split by an
+    earlier percent."""
 
     codes: Mapping[int, int] = Field(default_factory=dict)
     active: int = 0

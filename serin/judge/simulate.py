@@ -14,7 +14,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from serin.errors import UserError
-from serin.histograms import LATENCY_EDGES_S, SCORE_EDGES
 from serin.judge.categories import EVENTS, REQUESTS, Row
 from serin.judge.decision import Action
 from serin.judge.judge import add, start
@@ -23,6 +22,7 @@ from serin.judge.primitive import Floats
 from serin.judge.ruling import decide
 from serin.judge.state import BEFORE
 from serin.judge.window import ArmCounts, Window
+from serin.model.histograms import LATENCY_EDGES_S, SCORE_EDGES
 from serin.plan import PROFILES, OnInconclusive, Plan
 
 Bools = NDArray[np.bool_]

@@ -5,12 +5,12 @@ from dataclasses import dataclass
 
 from pydantic import Field
 
+from serin.measure.windows import Counters
 from serin.plan import Stored
-from serin.telemetry.windows import Counters
 
 Series = Mapping[str, Mapping[int, int]]
 """Cumulative counts by name of what is counted, "<revision> codes", "<revision> latency" or "<revision> score", then
-by status code or bucket of `serin.histograms`."""
+by status code or bucket of `serin.model.histograms`."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,7 +14,7 @@ import orjson
 import urllib3
 
 from serin.errors import TryAgain, UserError
-from serin.platforms.kserve.connection import POD_ACCOUNT, Connection, context, from_kubeconfig, in_pod
+from serin.kube.connection import POD_ACCOUNT, Connection, context, from_kubeconfig, in_pod
 
 Json = dict[str, Any]
 TIMEOUT_S: Final = (3.0, 10.0)

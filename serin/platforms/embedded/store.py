@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from serin.errors import UserError
-from serin.rollout import ModelRollout, Phase, Spec, Status
+from serin.rollout.document import ModelRollout, Phase, Spec, Status
 
 SCHEMA_VERSION: Final = 1
 _SCHEMA: Final = """

@@ -10,10 +10,11 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
-from serin import timeline, words
+from serin.judge import timeline
+from serin.judge.timeline import Arm
 from serin.judge.window import Window
-from serin.rollout import HistoryEntry, MetricEvidence, ModelRollout, Phase, Status
-from serin.timeline import Arm
+from serin.report import words
+from serin.rollout.document import HistoryEntry, MetricEvidence, ModelRollout, Phase, Status
 
 RECENT_S: Final = 30
 """Latencies and rates are those of the last so many seconds."""

@@ -13,11 +13,12 @@ from typing import Any, Final, Protocol
 from urllib.parse import quote
 
 from serin.errors import TryAgain, UserError
+from serin.kube import leader
 from serin.platforms.kserve import choreography, objects, service
 from serin.platforms.kserve.client import CONTROLLER_NAMESPACE, denied, idle
 from serin.platforms.kserve.crd import GROUP, PLURAL, VERSION
 from serin.platforms.kserve.gateway import STATS_PORT, Where
-from serin.rollout import Candidate, Phase
+from serin.rollout.document import Candidate, Phase
 
 KUBERNETES: Final = (1, 33)
 KNATIVE: Final = (1, 19)
@@ -105,7 +106,7 @@ def _paths(namespace: str) -> dict[str, str]:
         "guard": "/apis/admissionregistration.k8s.io/v1/validatingadmissionpolicies/serin-guard",
         "runtime": f"/apis/serving.kserve.io/v1alpha1/clusterservingruntimes/{RUNTIME}",
         "controller": f"/apis/apps/v1/namespaces/{CONTROLLER_NAMESPACE}/deployments/serin-controller",
-        "lease": objects.lease(CONTROLLER_NAMESPACE, "serin-controller"),
+        "lease": leader.path(CONTROLLER_NAMESPACE, leader.LEASE),
         "namespace": f"/api/v1/namespaces/{namespace}",
         "accounts": f"/api/v1/namespaces/{namespace}/serviceaccounts",
         "storage classes": "/apis/storage.k8s.io/v1/storageclasses",

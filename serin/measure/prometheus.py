@@ -2,7 +2,7 @@
 
 Only raw counters are asked for, each with the time it was scraped. rate() and increase() extrapolate to the edges of
 their range and give parts of requests, on which no exact test can stand; differences, resets and pods that vanish are
-serin's own (`serin.telemetry.tally`).
+serin's own (`serin.measure.tally`).
 """
 
 import json
@@ -20,8 +20,8 @@ from urllib.parse import urlencode
 
 import urllib3
 
-from serin.histograms import LATENCY_EDGES_S, bucket
-from serin.telemetry.tally import Counts
+from serin.measure.tally import Counts
+from serin.model.histograms import LATENCY_EDGES_S, bucket
 
 MAX_AGE_S: Final = 30.0
 """Counts scraped longer ago than this watch nobody."""
@@ -178,7 +178,7 @@ def _label(names: Names, namespace: str, revision: str) -> str:
 
 
 def on_grid(cumulative: Mapping[float, float], *, rounded_up: bool) -> dict[int, int]:
-    """A histogram of cumulative counts by upper edge in seconds, as counts by bucket of `serin.histograms`."""
+    """A histogram of cumulative counts by upper edge in seconds, as counts by bucket of `serin.model.histograms`."""
     result: dict[int, int] = {}
     for (low_s, before), (high_s, upto) in pairwise([(0.0, 0.0), *sorted(cumulative.items())]):
         if rounded_up:

@@ -8,8 +8,7 @@ from datetime import UTC, datetime
 from typing import Any, Final
 
 from serin.errors import TryAgain, UserError
-from serin.platforms.kserve import objects
-from serin.platforms.kserve.api import Api
+from serin.kube.api import Api
 
 LEASE: Final = "serin-controller"
 DURATION_S: Final = 15.0
@@ -19,6 +18,11 @@ GIVE_UP_S: Final = 10.0
 """A leader that could not renew for this long stops acting, well before another may begin."""
 _TIME: Final = "%Y-%m-%dT%H:%M:%S.%fZ"
 _log = logging.getLogger("serin.leader")
+
+
+def path(namespace: str, name: str = "") -> str:
+    """Where leases are at the API server."""
+    return f"/apis/coordination.k8s.io/v1/namespaces/{namespace}/leases" + (f"/{name}" if name else "")
 
 
 class Leader:
@@ -45,9 +49,9 @@ class Leader:
         """Let another begin at once, if the lease is ours."""
         self._renewed_s = -math.inf
         try:
-            held = self._api.get(objects.lease(self._namespace, LEASE))
+            held = self._api.get(path(self._namespace, LEASE))
             if held is not None and held["spec"].get("holderIdentity") == self._identity:
-                self._api.replace(objects.lease(self._namespace, LEASE), _held(held, ""))
+                self._api.replace(path(self._namespace, LEASE), _held(held, ""))
         except (TryAgain, UserError) as error:
             _log.info("lease was not handed over: %s", error)
 
@@ -56,10 +60,10 @@ class Leader:
         change for its duration by our own clock."""
         start_s = time.monotonic()
         try:
-            held = self._api.get(objects.lease(self._namespace, LEASE))
+            held = self._api.get(path(self._namespace, LEASE))
             if held is None:
                 document = {"apiVersion": "coordination.k8s.io/v1", "kind": "Lease", "metadata": {"name": LEASE}}
-                self._api.create(objects.lease(self._namespace), _held(document, self._identity))
+                self._api.create(path(self._namespace), _held(document, self._identity))
             else:
                 version, holder = held["metadata"]["resourceVersion"], held["spec"].get("holderIdentity")
                 if version != self._seen[0]:
@@ -67,7 +71,7 @@ class Leader:
                 if holder not in ("", None, self._identity) and time.monotonic() - self._seen[1] < DURATION_S:
                     self._renewed_s = -math.inf
                     return
-                self._api.replace(objects.lease(self._namespace, LEASE), _held(held, self._identity))
+                self._api.replace(path(self._namespace, LEASE), _held(held, self._identity))
         except (TryAgain, UserError) as error:
             _log.log(logging.INFO if isinstance(error, TryAgain) else logging.ERROR, "lease: %s", error)
         else:

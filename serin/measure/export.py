@@ -12,9 +12,9 @@ from typing import Any, Final
 from serin.errors import UserError
 from serin.judge.state import BEFORE
 from serin.judge.window import Window
-from serin.telemetry.prometheus import KNOWN, Answers, Names, Sample, counts, problem
-from serin.telemetry.tally import Tally, add, counters
-from serin.telemetry.windows import Reading, window_between
+from serin.measure.prometheus import KNOWN, Answers, Names, Sample, counts, problem
+from serin.measure.tally import Tally, add, counters
+from serin.measure.windows import Reading, window_between
 
 _THE_STAGE: Final = 0
 

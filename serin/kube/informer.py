@@ -8,7 +8,7 @@ from typing import Any, Final
 import orjson
 
 from serin.errors import TryAgain, UserError
-from serin.platforms.kserve.api import RETRY_S, Api
+from serin.kube.api import RETRY_S, Api
 
 Document = dict[str, Any]
 Key = tuple[str, str]

@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable
 from typing import Final
 
-from serin.controller.cache import Key
+from serin.kube.informer import Key
 
 _POLL_S: Final = 1.0
 _Due = tuple[bool, float]

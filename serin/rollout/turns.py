@@ -3,7 +3,7 @@
 from collections import defaultdict
 from collections.abc import Sequence
 
-from serin.rollout import Concurrency, ModelRollout, Phase
+from serin.rollout.document import Concurrency, ModelRollout, Phase
 
 
 def active_rollouts(unfinished: Sequence[ModelRollout]) -> list[tuple[ModelRollout, str | None, str | None]]:

@@ -9,7 +9,7 @@ import numpy as np
 import yaml
 from pydantic import ValidationError
 
-from serin import words
+from serin.cli.target import connected, pass_platform, rollout_argument, rollout_named
 from serin.errors import UserError
 from serin.judge.cohorts import Cohort
 from serin.judge.cohorts import windows as mature_windows
@@ -20,13 +20,13 @@ from serin.judge.labels import METRIC, POLICY, Costs, cohorts
 from serin.judge.policy import JudgeSpec, policy_for
 from serin.judge.replay import Step, Twins, read, replay, twins
 from serin.judge.ruling import decide
+from serin.judge.timeline import from_document
 from serin.judge.window import Window
+from serin.measure.export import read as read_export
 from serin.plan import PROFILES, Document, Plan
-from serin.platforms import Platform
-from serin.rollout import ModelRollout
-from serin.target import connected, pass_platform, rollout_argument, rollout_named
-from serin.telemetry.export import read as read_export
-from serin.timeline import from_document
+from serin.platforms.ports import Platform
+from serin.report import words
+from serin.rollout.document import ModelRollout
 
 _SEED: Final = 7
 

@@ -6,7 +6,7 @@ from enum import StrEnum
 
 from serin.judge.policy import SPLIT, JudgeSpec
 from serin.plan import Plan
-from serin.rollout import HistoryEntry, MetricEvidence, ModelRollout, Phase, Spec, Status
+from serin.rollout.document import HistoryEntry, MetricEvidence, ModelRollout, Phase, Spec, Status
 
 _DOWN = (Phase.ROLLING_BACK, Phase.ROLLED_BACK, Phase.FAILED)
 

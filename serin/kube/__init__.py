@@ -1,0 +1,1 @@
+"""Kubernetes as the controller needs it: API client, informer, due times, leader."""

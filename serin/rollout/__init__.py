@@ -1,0 +1,1 @@
+"""What a rollout is and what happens next: pure functions over documents."""
