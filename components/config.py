@@ -1,15 +1,27 @@
 """The config file: everything that differs from one data set to another."""
 
+import codecs
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
 import yaml
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
 from serin.errors import UserError
 
 Learner = Literal["rule", "logistic", "hist_gradient_boosting", "xgboost"]
+
+
+ColumnType = Literal["string", "number", "decimal_point", "decimal_comma"]
+"""`decimal_point` reads 1,200.5 as a number, `decimal_comma` 1.200,5."""
+
+
+def _known_encoding(name: str) -> str:
+    try:
+        return codecs.lookup(name).name
+    except LookupError as error:
+        raise ValueError(f"{name} is no encoding that Python knows, such as utf-8 or cp1252") from error
 
 
 class _Section(BaseModel):
@@ -19,12 +31,15 @@ class _Section(BaseModel):
 class Data(_Section):
     """`source`: a path (relative to the config file) or an address; `synthetic`: name of the generator used when
     neither a file nor the network is there; `contract`: whether data that breaks the champion's data contract ends
-    the run, or is accepted and gives the next contract."""
+    the run, or is accepted and gives the next contract. `types`: of columns whose type is not to be guessed from
+    their values. `encoding`: of a CSV file, by its name in Python."""
 
     source: str
     sha256: str | None = None
     synthetic: Literal["churn"] | None = None
     contract: Literal["check", "accept"] = "check"
+    types: dict[str, ColumnType] = {}
+    encoding: Annotated[str, AfterValidator(_known_encoding)] | None = None
 
 
 class Costs(_Section):

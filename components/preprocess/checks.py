@@ -10,7 +10,8 @@ import pandas as pd
 
 from components.config import Config
 from components.preprocess.contract import FIRST_ROWS, counted, show_rows
-from components.preprocess.reading import MISSING_NUMBERS, Table
+from components.preprocess.reading import Table
+from components.preprocess.spelling import MISSING_NUMBERS
 from serin.errors import UserError
 
 MIN_ROWS: Final = 100
@@ -34,6 +35,7 @@ def check_columns(columns: Iterable[str], config: Config) -> None:
     """Every column the config names is there, and the target is nothing else besides."""
     names = list(columns)
     wanted = {"target": (config.target,), "ids": config.ids, "protected": config.protected, "drop": config.drop}
+    wanted["data.types"] = tuple(config.data.types)
     if config.split.group:
         wanted["split.group"] = (config.split.group,)
     if config.split.time:
@@ -134,7 +136,8 @@ def _useless(table: Table, name: str, config: Config) -> str | None:
     given = values[values != ""]
     distinct = given.nunique()
     if distinct > NEAR_UNIQUE * len(given):
-        return f"has {distinct} different values in {len(given)} rows"
+        guessed = f"; it {table.remarks[name]}" if name in table.remarks else ""
+        return f"has {distinct} different values in {len(given)} rows{guessed}"
     return None
 
 

@@ -138,7 +138,8 @@ def _violations(contract: Contract, failures: pd.DataFrame) -> list[Violation]:
         if check_name.startswith("coerce_dtype"):
             words = "is not a number"
         elif check_name == "not_nullable":
-            words = "is blank, which it never was"
+            number = rule.dtype == "number"
+            words = f"is blank{' or not a number' if number else ''}, which it never was"
         elif check_name.startswith("in_range") and cases["index"].notna().all():
             words = f"is outside {rule.low:g} to {rule.high:g}"
         elif check_name.startswith("dtype('str"):

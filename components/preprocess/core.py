@@ -12,6 +12,7 @@ from components.dataset import CONTRACT_FILE, PROFILE_FILE, Column, Schema, writ
 from components.preprocess import checks, contract, profile
 from components.preprocess.reading import read
 from components.preprocess.sources import SourceKind, sha256_of
+from components.preprocess.spelling import Wish
 from components.preprocess.splitting import held_out
 from serin.errors import UserError
 from serin.model import PROFILE_FILE as MODEL_PROFILE
@@ -47,12 +48,13 @@ def preprocess(
     Raises `UserError`, before anything is written, when the data cannot be learned from.
     """
     agreed = _agreed(champion)
-    table = read(data, text=_text_columns(config, agreed))
+    table = read(data, wishes=_wishes(config, agreed), encoding=config.data.encoding)
     rows = table.rows
     checks.check_columns(rows.columns, config)
     notes = [*table.notes, *_contract_notes(config, champion, agreed, rows)]
     target, positive, negative = checks.label(rows, config)
     features, dropped = checks.choose_features(table, config)
+    notes += [f"`{name}` {table.remarks[name]}." for name in features if name in table.remarks]
     for name in features:
         if infinite := int(np.isinf(rows[name]).sum()) if rows[name].dtype == np.float64 else 0:
             raise UserError(
@@ -110,13 +112,14 @@ def _agreed(champion: Path | None) -> contract.Contract | None:
     return contract.Contract.model_validate_json((champion / MODEL_CONTRACT).read_text(encoding="utf-8"))
 
 
-def _text_columns(config: Config, agreed: contract.Contract | None) -> set[str]:
-    """The columns whose values are names even where they look like numbers."""
-    names = {config.target, *config.ids}
-    names |= {name for name in (config.split.group, config.split.time) if name}
-    if agreed:
-        names |= {name for name, rule in agreed.columns.items() if rule.dtype == "string"}
-    return names
+def _wishes(config: Config, agreed: contract.Contract | None) -> dict[str, Wish]:
+    """What is known of columns before their values are looked at. The config comes before the champion; ids, target
+    and what decides the split are names, whatever they look like."""
+    rules = agreed.columns if agreed else {}
+    wishes = {name: Wish.TEXT if rule.dtype == "string" else Wish.AGREED for name, rule in rules.items()}
+    wishes |= {name: Wish(wanted) for name, wanted in config.data.types.items()}
+    names = (config.target, *config.ids, config.split.group, config.split.time)
+    return wishes | {name: Wish.TEXT for name in names if name}
 
 
 def _contract_notes(

@@ -1,62 +1,51 @@
 """A CSV or Parquet file as a table of numbers and strings.
 
-CSV means comma-separated with a header line, in UTF-8 (with or without byte-order mark) or Latin-1. DuckDB parses
-it strictly: a row with too few or too many fields is an error, not a row of missing values.
+CSV means comma-separated with a header line, in UTF-8 (with or without byte-order mark) or Windows-1252. DuckDB
+parses it strictly: a row with too few or too many fields is an error, not a row of missing values.
 """
 
 import codecs
 import csv
 import re
 import tempfile
-from collections.abc import Collection, Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from glob import escape
 from pathlib import Path
+from types import MappingProxyType
 from typing import Final
 
 import duckdb
 import pandas as pd
 
+from components.preprocess.spelling import CONFIGURED, Reading, Wish, choose, over
 from serin.errors import UserError
 
 PARQUET_MAGIC: Final = b"PAR1"
 QUOTE: Final = '"'
 OTHER_DELIMITERS: Final = {";": "semicolon", "\t": "tab", "|": "bar"}
-MISSING_NUMBERS: Final = ("na", "n/a", "#n/a", "nan", "null", "none", "<na>")
-"""What other tools write for a missing number. In a string column these are values like any other."""
-
-# SQL over a column {0}
-_TRIMMED = "trim({0}, ' \t\r\n\u00a0')"
-_WORD = f"lower({_TRIMMED})"
-_GIVEN = f"coalesce({_WORD} NOT IN ('', {', '.join(repr(word) for word in MISSING_NUMBERS)}), false)"
-_BOOL = f"{_WORD} IN ('true', 'false')"
-_NUMBER = f"CASE WHEN {_GIVEN} AND NOT contains({{0}}, '_') THEN try_cast({_TRIMMED} AS DOUBLE) END"
-_TIME = (
-    rf"CASE WHEN regexp_matches({_TRIMMED}, '^\d+[-/.]\d+[-/.]\d') THEN coalesce("
-    f"try_cast({{0}} AS TIMESTAMP), try_strptime({_TRIMMED}, ['%d/%m/%Y', '%m/%d/%Y', '%d.%m.%Y'])) END"
-)
-_STRING = f"CASE WHEN {_TRIMMED} = '' THEN '' ELSE coalesce({{0}}, '') END"
-
-_COUNTS = f"SELECT count(*) FILTER ({_GIVEN}), count(*) FILTER ({_BOOL}), count({_NUMBER}), count({_TIME})".format(
-    "value"
-)
+WINDOWS: Final = "cp1252"
 
 
 @dataclass(frozen=True)
 class Table:
     """`rows`: number columns are float64 with NaN for missing, all others str with "" for missing. `times`: the
-    string columns that hold nothing but dates or times."""
+    string columns that hold nothing but dates or times. `remarks`: by column, what was guessed from its spelling, as
+    the end of a sentence that starts with the column's name."""
 
     rows: pd.DataFrame
     times: frozenset[str]
     notes: tuple[str, ...]
+    remarks: Mapping[str, str]
 
 
-def read(path: Path, *, text: Collection[str] = ()) -> Table:
-    """Read a file. The columns named in `text` stay strings even if every value is a number.
+def read(path: Path, *, wishes: Mapping[str, Wish] = MappingProxyType({}), encoding: str | None = None) -> Table:
+    """Read a file. `wishes`: what is known of columns beforehand; `encoding` of a CSV file, by default UTF-8 or,
+    where it is not that, Windows-1252.
 
-    Raises `UserError` when the file is not there, empty, cut off, not comma-separated, or its header is ambiguous.
+    Raises `UserError` when the file is not there, empty, cut off, not comma-separated, its header is ambiguous, or a
+    column is not what was wished for.
     """
     try:
         with path.open("rb") as file:
@@ -67,14 +56,16 @@ def read(path: Path, *, text: Collection[str] = ()) -> Table:
         raise UserError(f"Data file {path} is empty; give a file with a header line and rows.")
     with duckdb.connect() as connection:
         if start.startswith(PARQUET_MAGIC) or path.suffix.lower() == ".parquet":
-            return _typed(connection, _load_parquet(connection, path), text, notes=())
+            names, declared = _load_parquet(connection, path)
+            return _typed(connection, names, {**dict.fromkeys(declared, Wish.DECLARED), **wishes}, notes=())
         if b"\0" in start:
             raise UserError(f"Data file {path} is not text; save it as CSV in UTF-8 or as Parquet.")
-        with _as_utf8(path) as (utf8, notes):
-            return _typed(connection, _load_csv(connection, utf8, path), text, notes)
+        with _as_utf8(path, encoding) as (utf8, notes):
+            return _typed(connection, _load_csv(connection, utf8, path), wishes, notes)
 
 
-def _load_parquet(connection: duckdb.DuckDBPyConnection, path: Path) -> tuple[str, ...]:
+def _load_parquet(connection: duckdb.DuckDBPyConnection, path: Path) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """The names of the columns, and of those that the file declares to be text."""
     try:
         relation = connection.read_parquet(escape(str(path)), hive_partitioning=False)
         names = tuple(relation.columns)
@@ -84,7 +75,8 @@ def _load_parquet(connection: duckdb.DuckDBPyConnection, path: Path) -> tuple[st
     except duckdb.Error as error:
         reason = str(error).splitlines()[0]
         raise UserError(f"Data file {path} is not a whole Parquet file ({reason}); copy it again.") from error
-    return names
+    types = zip(names, map(str, relation.types), strict=True)
+    return names, tuple(name for name, dtype in types if dtype == "VARCHAR" or dtype.startswith("ENUM"))
 
 
 def _load_csv(connection: duckdb.DuckDBPyConnection, utf8: Path, path: Path) -> tuple[str, ...]:
@@ -142,17 +134,26 @@ def _check_names(names: tuple[str, ...], path: Path) -> None:
 
 
 @contextmanager
-def _as_utf8(path: Path) -> Iterator[tuple[Path, tuple[str, ...]]]:
-    """The file itself if it is UTF-8, else a copy of it decoded as Latin-1."""
-    if _is_utf8(path):
+def _as_utf8(path: Path, encoding: str | None) -> Iterator[tuple[Path, tuple[str, ...]]]:
+    """The file itself if it is UTF-8, else a copy of it decoded, with a note if the encoding was guessed."""
+    if encoding is None and _is_utf8(path):
         yield path, ()
         return
+    guessed = encoding or WINDOWS
     with tempfile.TemporaryDirectory() as scratch:
         copy = Path(scratch) / "data.csv"
-        with path.open(encoding="latin-1", newline="") as file, copy.open("w", encoding="utf-8", newline="") as out:
-            while block := file.read(1 << 20):
-                out.write(block)
-        yield copy, ("The file is not UTF-8 and was read as Latin-1.",)
+        try:
+            with path.open(encoding=guessed, newline="") as file, copy.open("w", encoding="utf-8", newline="") as out:
+                while block := file.read(1 << 20):
+                    out.write(block)
+        except UnicodeDecodeError as error:
+            tried = encoding or f"UTF-8 or {WINDOWS}"
+            raise UserError(
+                f"Data file {path} is not {tried} text (byte 0x{error.object[error.start]:02x}); save it as UTF-8, "
+                "or name its encoding in data.encoding."
+            ) from error
+        notes = () if encoding else (f"The file is not UTF-8 and was read as {WINDOWS}; data.encoding decides.",)
+        yield copy, notes
 
 
 def _is_utf8(path: Path) -> bool:
@@ -168,23 +169,29 @@ def _is_utf8(path: Path) -> bool:
 
 
 def _typed(
-    connection: duckdb.DuckDBPyConnection, names: tuple[str, ...], text: Collection[str], notes: tuple[str, ...]
+    connection: duckdb.DuckDBPyConnection,
+    names: tuple[str, ...],
+    wishes: Mapping[str, Wish],
+    notes: tuple[str, ...],
 ) -> Table:
-    """Decide the type of each column of the table `source` (c0, c1, …: DuckDB ignores case in names, we do not)
-    from all of its values, then fetch it as that type."""
-    columns, times = [], []
+    """Decide how to read each column of the table `source` (c0, c1, …: DuckDB ignores case in names, we do not)
+    from all of its values, then fetch it so."""
+    columns, times, remarks = [], [], {}
     for i, name in enumerate(names):
-        distinct = f"SELECT DISTINCT c{i} AS value FROM source"  # noqa: S608 (c0, c1, …)
-        given, bools, numbers, instants = connection.execute(f"{_COUNTS} FROM ({distinct})").fetchone()
-        if name not in text and given == bools:
-            expression = f"CASE {_WORD} WHEN 'true' THEN 1.0::DOUBLE WHEN 'false' THEN 0.0::DOUBLE END"
-        elif name not in text and given == numbers:
-            expression = _NUMBER
-        else:
-            expression = _STRING
-            if given == instants:
-                times.append(name)
-        columns.append(expression.format(f"c{i}") + f" AS c{i}")
+        wish = wishes.get(name)
+        choice = choose(connection, f"c{i}", name, wish)
+        columns.append(over(f"c{i}", choice.reading) + f" AS c{i}")
+        if choice.times:
+            times.append(name)
+        if choice.remark:
+            remarks[name] = choice.remark + ("" if wish in CONFIGURED else _revision(name, choice.reading))
     rows: pd.DataFrame = connection.execute(f"SELECT {', '.join(columns)} FROM source").df()  # noqa: S608 (c0, c1, …)
     rows.columns = pd.Index(names)
-    return Table(rows, frozenset(times), notes)
+    return Table(rows, frozenset(times), notes, remarks)
+
+
+def _revision(name: str, reading: Reading) -> str:
+    """How to overrule a guess."""
+    if reading is Reading.TEXT:
+        return f"; data.types: {{{name}: number}} makes it a number"
+    return f"; data.types: {{{name}: string}} makes it text"

@@ -376,7 +376,7 @@ def test_broken_contract_names_column_rule_and_rows(tmp_path: Path, customers: p
         run(tmp_path / "broken", broken, config(), champion=champion)
     for part in (
         "column 'Partner' is missing",
-        "column 'tenure' is not a number (2 rows: 2, 6)",
+        "column 'tenure' is blank or not a number, which it never was (2 rows: 2, 6)",
         "column 'MonthlyCharges' is outside 0 to",
         f"({CUSTOMERS} rows: 1, 2, 3, …)",
         "column 'Dependents' is blank, which it never was (1 row: 8)",

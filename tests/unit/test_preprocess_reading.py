@@ -8,7 +8,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from components.preprocess.reading import read
+from components.preprocess.spelling import Wish
 from serin.errors import UserError
+
+AS_WINDOWS = "The file is not UTF-8 and was read as cp1252; data.encoding decides."
 
 
 def write(directory: Path, content: str | bytes, name: str = "data.csv") -> Path:
@@ -46,13 +49,17 @@ def test_types_follow_from_all_values(tmp_path: Path, values: list[str], expecte
 
 
 def test_named_columns_stay_text(tmp_path: Path) -> None:
-    table = read(write(tmp_path, "id,x\n007,1\n8,2\n"), text={"id"})
+    table = read(write(tmp_path, "id,x\n007,1\n8,2\n"), wishes={"id": Wish.TEXT})
     assert table.rows["id"].tolist() == ["007", "8"]
 
 
 def test_times_are_found(tmp_path: Path) -> None:
-    table = read(write(tmp_path, "a,b,c,d\n2024-01-31,31/12/2023,x,2024\n,1/2/2024,2024-01-01,2025\n"))
-    assert table.times == {"a", "b"}
+    table = read(
+        write(
+            tmp_path, "a,b,c,d,e\n2024-01-31,31/12/2023,x,2024,31-12-2023\n,1/2/2024,2024-01-01,2025,1-2-2024 10:30\n"
+        )
+    )
+    assert table.times == {"a", "b", "e"}
 
 
 @pytest.mark.parametrize(
@@ -62,7 +69,7 @@ def test_times_are_found(tmp_path: Path) -> None:
         ("\ufeffname,x\nMüller,1\n".encode(), ()),
         ("name,x\r\nMüller,1\r\n".encode(), ()),
         ('"name","x"\n"Müller","1"'.encode(), ()),
-        ("name,x\nMüller,1\n".encode("latin-1"), ("The file is not UTF-8 and was read as Latin-1.",)),
+        ("name,x\nMüller,1\n".encode("latin-1"), (AS_WINDOWS,)),
     ],
 )
 def test_encodings_and_line_ends(tmp_path: Path, content: bytes, note: tuple[str, ...]) -> None:
@@ -145,6 +152,6 @@ def test_csv_and_parquet_say_the_same(
     frame["kind"] = "x"  # a row is never all blank: a blank line is no row
     frame.to_csv(directory / "data.csv", index=False, lineterminator="\n")
     write_parquet(frame, directory / "data.parquet")
-    from_csv = read(directory / "data.csv", text={"text"}).rows
-    pd.testing.assert_frame_equal(from_csv, read(directory / "data.parquet", text={"text"}).rows)
+    from_csv = read(directory / "data.csv", wishes={"text": Wish.TEXT}).rows
+    pd.testing.assert_frame_equal(from_csv, read(directory / "data.parquet", wishes={"text": Wish.TEXT}).rows)
     pd.testing.assert_series_equal(from_csv["number"], frame["number"])

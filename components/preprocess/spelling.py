@@ -1,0 +1,289 @@
+"""What the spellings of a column mean: numbers, truth values, times or text.
+
+DuckDB counts how the values are spelled, plain functions decide from the counts, and the SQL of the decision reads
+the column. What anybody takes for granted (plain numbers, blanks, NA) is silent; every other guess leaves a remark.
+"""
+
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Any, Final
+
+import duckdb
+
+from components.preprocess.contract import counted
+from serin.errors import UserError
+
+MISSING_NUMBERS: Final = ("na", "n/a", "#n/a", "nan", "null", "none", "<na>")
+"""What other tools write for a missing number. In a string column these are values like any other."""
+PLACEHOLDERS: Final = (
+    *("?", "??", "-", "--", "\N{EN DASH}", "\N{EM DASH}", ".", "..", "...", "*", "n.a.", "nil", "missing", "unknown"),
+    *("blank", "(blank)", "(null)", "#div/0!", "#value!", "#ref!", "#num!", "#name?", "#null!"),
+)
+"""What people and spreadsheets put in the place of a number."""
+MOSTLY: Final = 0.8
+"""Share of numbers from which other words among them count as missing."""
+FEW: Final = 40
+"""Among no more different numbers than this, other words make the column text, which loses nothing."""
+WORTH_A_REMARK: Final = 0.5
+EXAMPLES: Final = 3
+EXAMPLE_LENGTH: Final = 20
+
+_BLANKS: Final = " \t\r\n\u00a0"
+_UNIT: Final = r"(?:[€$£¥]|EUR|USD|GBP|CHF)"
+_SPACE: Final = "[ '\u2019\u00a0\u202f]"
+"""Between thousands."""
+
+
+def _quoted(text: str) -> str:
+    return "'" + text.replace("'", "''") + "'"
+
+
+def _grouped(separator: str, decimal: str) -> str:
+    """Pattern of a number with a separator between thousands and a decimal mark."""
+    whole = rf"(?:[1-9]\d{{0,2}}(?:[{separator}]\d{{3}})+|[1-9]\d{{0,2}}(?:{_SPACE}\d{{3}})+|\d+)"
+    return _quoted(rf"[+-]?{whole}(?:[{decimal}]\d*)?")
+
+
+# SQL over a column {0}
+_TRIMMED = f"trim({{0}}, {_quoted(_BLANKS)})"
+_WORD = f"lower({_TRIMMED})"
+_GIVEN = f"coalesce({_WORD} NOT IN ('', {', '.join(map(_quoted, MISSING_NUMBERS))}), false)"
+_PLACEHOLDER = f"coalesce({_WORD} IN ({', '.join(map(_quoted, PLACEHOLDERS))}), false)"
+_TRUTH = f"{_WORD} IN ('true', 'false')"
+_DIGITS = rf"regexp_full_match({_TRIMMED}, '\d+')"
+_ZEROS = rf"(starts_with({_TRIMMED}, '0') AND regexp_full_match({_TRIMMED}, '0\d+'))"
+_PLAIN = f"CASE WHEN {_GIVEN} AND NOT contains({{0}}, '_') THEN try_cast({_TRIMMED} AS DOUBLE) END"
+_DAYS = [f"%{a}{mark}%{b}{mark}%Y" for a, b, marks in (("d", "m", "/.-"), ("m", "d", "/-")) for mark in marks]
+_TIMES = [day + time for time in ("", " %H:%M", " %H:%M:%S") for day in _DAYS]
+_TIME = (
+    rf"CASE WHEN regexp_matches({_TRIMMED}, '^\d+[-/.]\d+[-/.]\d') THEN coalesce("
+    f"try_cast({{0}} AS TIMESTAMP), try_strptime({_TRIMMED}, [{', '.join(map(_quoted, _TIMES))}])) END"
+)
+_AMOUNT = rf"regexp_replace(regexp_replace({_TRIMMED}, '^([+-]?)\s*{_UNIT}\s*', '\1'), '\s*{_UNIT}$', '')"
+_AS_POINT = f"(({_PLAIN}) IS NOT NULL OR regexp_full_match({_AMOUNT}, {_grouped(',', '.')}))"
+_AS_COMMA = f"regexp_full_match({_AMOUNT}, {_grouped('.', ',')})"
+_PRICE = f"({_AMOUNT} <> {_TRIMMED} AND contains({_AMOUNT}, '.'))"
+_NO_SPACE = f"regexp_replace({_AMOUNT}, {_quoted(_SPACE)}, '', 'g')"
+
+
+def over(column: str, sql: str) -> str:
+    return sql.replace("{0}", column)
+
+
+class Reading(StrEnum):
+    """How a column is read: SQL over it, {0}. Text is "" where it is blank, a number NULL where there is none."""
+
+    TRUTH = f"CASE {_WORD} WHEN 'true' THEN 1.0::DOUBLE WHEN 'false' THEN 0.0::DOUBLE END"
+    NUMBER = _PLAIN
+    POINT = f"coalesce({_PLAIN}, CASE WHEN {_AS_POINT} THEN try_cast(replace({_NO_SPACE}, ',', '') AS DOUBLE) END)"
+    CLEAR_POINT = f"CASE WHEN NOT ({_PRICE} AND {_AS_COMMA}) THEN {POINT} END"
+    """Without "€ 1.200", which is hardly 1.2, nor surely 1200 among numbers with a decimal point."""
+    COMMA = f"CASE WHEN {_AS_COMMA} THEN try_cast(replace(replace({_NO_SPACE}, '.', ''), ',', '.') AS DOUBLE) END"
+    TEXT = f"CASE WHEN {_TRIMMED} = '' THEN '' ELSE coalesce({{0}}, '') END"
+
+
+class Wish(StrEnum):
+    """What is known of a column before its values are looked at: the config's `data.types`, or that the champion
+    takes it for a number (`AGREED`), or that the file says it is text (`DECLARED`)."""
+
+    TEXT = "string"
+    NUMBER = "number"
+    POINT = "decimal_point"
+    COMMA = "decimal_comma"
+    AGREED = "agreed"
+    DECLARED = "declared"
+
+
+CONFIGURED: Final = (Wish.TEXT, Wish.NUMBER, Wish.POINT, Wish.COMMA)
+
+
+@dataclass(frozen=True)
+class Choice:
+    """`times`: the column is text, of nothing but dates or times. `remark` completes the sentence "`column` …" where
+    there is something to say."""
+
+    reading: Reading
+    times: bool = False
+    remark: str = ""
+
+
+@dataclass(frozen=True)
+class Marks:
+    """Rows whose numbers certainly have a decimal point, or comma; those that could have either are `maybe_`."""
+
+    point: int
+    maybe_point: int
+    comma: int
+    maybe_comma: int
+
+    @property
+    def reading(self) -> Reading:
+        if (self.comma, self.maybe_comma) > (self.point, self.maybe_point):
+            return Reading.COMMA
+        return Reading.CLEAR_POINT if self.point else Reading.POINT
+
+
+_MARKS: Final = (
+    f"{_AS_POINT} AND NOT {_AS_COMMA}",
+    f"{_AS_POINT} AND {_AS_COMMA} AND NOT {_PRICE} AND NOT {_DIGITS}",
+    f"{_AS_COMMA} AND NOT {_AS_POINT}",
+    f"{_AS_POINT} AND {_AS_COMMA} AND {_PRICE}",
+)
+
+
+@dataclass(frozen=True)
+class Numbers:
+    """Rows of a column read as numbers: `given` at all, `read` as a number, `digits` and nothing else, of these some
+    with needless `zeros` before them; of what could not be read, `placeholders`, and words with a digit (`codes`).
+    `different` counts the numbers, each once."""
+
+    given: int
+    read: int
+    digits: int
+    zeros: int
+    placeholders: int
+    codes: int
+    different: int
+
+    @property
+    def share(self) -> float:
+        """Of the rows that are neither blank nor hold a placeholder."""
+        return self.read / max(self.given - self.placeholders, 1)
+
+
+def is_number(found: Numbers) -> bool:
+    """Whether a column of numbers and other words is a number, missing where the words are."""
+    if not found.read or _names_things(found):
+        return False
+    return found.share == 1 or (found.share >= MOSTLY and found.different > FEW)
+
+
+def _names_things(found: Numbers) -> bool:
+    """Like 007, or 12345-6789 among numbers without sign or decimals."""
+    return found.digits == found.read and bool(found.zeros or found.codes)
+
+
+def choose(connection: duckdb.DuckDBPyConnection, column: str, name: str, wish: Wish | None) -> Choice:
+    """How to read `column` of the table `source`, which messages call `name`. Raises `UserError` where numbers are
+    wished for and there are none."""
+    values = _Values(connection, column)
+    given, truths, plain, zeros, times, placeholders = values.different(
+        _GIVEN, _TRUTH, f"({_PLAIN}) IS NOT NULL", _ZEROS, f"({_TIME}) IS NOT NULL", _PLACEHOLDER
+    )
+    if wish is Wish.TEXT:
+        return Choice(Reading.TEXT, times=times == given)
+    if given == truths and (given == 0 or wish is not Wish.DECLARED):
+        return Choice(Reading.TRUTH)
+    if given == plain and (wish in (Wish.NUMBER, Wish.POINT) or (wish in (None, Wish.AGREED) and not zeros)):
+        return Choice(Reading.NUMBER)
+    if given == times and wish in (None, Wish.AGREED, Wish.DECLARED):
+        return Choice(Reading.TEXT, times=True)
+    if wish is None and given == placeholders + truths and truths:
+        return Choice(Reading.TRUTH, remark=values.remark(Reading.TRUTH, values.numbers(Reading.TRUTH)))
+    return _of_spellings(values, name, wish)
+
+
+def _of_spellings(values: "_Values", name: str, wish: Wish | None) -> Choice:
+    match wish:
+        case Wish.POINT:
+            reading = Reading.POINT
+        case Wish.COMMA:
+            reading = Reading.COMMA
+        case _:
+            reading = Marks(*values.rows(*_MARKS)).reading
+    found = values.numbers(reading)
+    if wish in CONFIGURED:
+        if not found.read:
+            raise UserError(f"Config data.types: column {name!r} holds no number; correct its type.")
+        return Choice(reading, remark=values.remark(reading, found))
+    if wish is Wish.AGREED and found.read and found.share >= MOSTLY:
+        told = values.remark(reading, found)
+        if found.zeros:
+            told = "is a number although some have leading zeros, because the champion takes it for one"
+        return Choice(reading, remark=told)
+    if wish is None and is_number(found):
+        return Choice(reading, remark=values.remark(reading, found))
+    if found.share < WORTH_A_REMARK:
+        return Choice(Reading.TEXT)
+    return Choice(Reading.TEXT, remark=values.text_remark(reading, found, declared=wish is Wish.DECLARED))
+
+
+class _Values:
+    """The values of a column: questions to DuckDB."""
+
+    def __init__(self, connection: duckdb.DuckDBPyConnection, column: str) -> None:
+        self._connection = connection
+        self._column = column
+
+    def different(self, *conditions: str) -> list[int]:
+        """How many different values meet each."""
+        counts = ", ".join(f"count(*) FILTER ({condition})" for condition in conditions)
+        return list(self._ask(counts, f"(SELECT DISTINCT {self._column} AS value FROM source)")[0])  # noqa: S608
+
+    def rows(self, *conditions: str) -> list[int]:
+        """How many rows meet each."""
+        sums = (f"coalesce(sum(times) FILTER ({condition}), 0)::BIGINT" for condition in conditions)
+        return list(self._ask(", ".join(sums), self._counted)[0])
+
+    def numbers(self, reading: Reading) -> Numbers:
+        read, unread = f"({reading.value}) IS NOT NULL", f"({reading.value}) IS NULL"
+        given, read_, digits, zeros, placeholders, codes = self.rows(
+            _GIVEN,
+            f"{_GIVEN} AND {read}",
+            f"{read} AND {_DIGITS}",
+            f"{read} AND {_ZEROS}",
+            f"{unread} AND {_PLACEHOLDER}",
+            rf"{unread} AND {_GIVEN} AND NOT {_PLACEHOLDER} AND regexp_matches({{0}}, '\d')",
+        )
+        ((different,),) = self._ask(f"count(DISTINCT {reading.value})", self._counted)
+        return Numbers(given, read_, digits, zeros, placeholders, codes, different)
+
+    def remark(self, reading: Reading, found: Numbers) -> str:
+        """Of a column that is read as numbers."""
+        parts = []
+        if unread := found.given - found.read:
+            words = self._examples(f"{_GIVEN} AND ({reading.value}) IS NULL")
+            parts.append(f"is a number except in {counted(unread)} ({words}), which count as missing")
+        unusual = f"({reading.value}) IS NOT NULL AND ({reading.value}) IS DISTINCT FROM ({_PLAIN})"
+        if reading is not Reading.TRUTH and (
+            first := self._ask(f"value, {reading.value}", self._commonest(unusual, 1))
+        ):
+            ((spelled, number),) = first
+            parts.append(f"has numbers spelled like {_shown(spelled)}, read as {number:.15g}")
+        return ", and ".join(parts)
+
+    def text_remark(self, reading: Reading, found: Numbers, *, declared: bool) -> str:
+        if declared:
+            return f"is text because the file says so, though {_share(found)} are numbers"
+        if found.zeros and found.digits == found.read:
+            return f"is text because of leading zeros ({self._examples(_ZEROS)})"
+        words = self._examples(f"{_GIVEN} AND ({reading.value}) IS NULL")
+        return f"is text because of {words}, though {_share(found)} are numbers"
+
+    def _examples(self, condition: str) -> str:
+        """The commonest values that meet it."""
+        found = self._ask("value", self._commonest(condition, EXAMPLES + 1))
+        return ", ".join(_shown(value) for (value,) in found[:EXAMPLES]) + (", …" if len(found) > EXAMPLES else "")
+
+    @property
+    def _counted(self) -> str:
+        return f"(SELECT {self._column} AS value, count(*) AS times FROM source GROUP BY ALL)"  # noqa: S608
+
+    def _commonest(self, condition: str, limit: int) -> str:
+        return f"{self._counted} WHERE {condition} ORDER BY times DESC, value LIMIT {limit}"
+
+    def _ask(self, what: str, source: str) -> list[tuple[Any, ...]]:
+        found: list[tuple[Any, ...]] = self._connection.execute(
+            over("value", f"SELECT {what} FROM {source}")  # noqa: S608
+        ).fetchall()
+        return found
+
+
+def _share(found: Numbers) -> str:
+    return "all its values" if found.share == 1 else f"{found.share:.0%} of its values"
+
+
+def _shown(value: str) -> str:
+    """In backticks, on one line, not too long."""
+    printable = "".join(letter if letter.isprintable() else " " for letter in value).strip()
+    return f"`{printable[:EXAMPLE_LENGTH]}{'…' if len(printable) > EXAMPLE_LENGTH else ''}`"
