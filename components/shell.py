@@ -13,6 +13,8 @@ IMAGE: Final = "serin/pipeline-python:0"
 compiled file changes only when the graph does."""
 
 MARK: Final = "serin: yours to fix: "
+NOTE: Final = "serin: note: "
+"""Before a line of a step's output that whoever started the run is to see."""
 
 
 @contextmanager

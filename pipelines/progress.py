@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Final
 
-from components.shell import MARK
+from components.shell import MARK, NOTE
 
 _ANSI: Final = re.compile(r"\x1b\[[0-9;]*m")
 _STARTED: Final = re.compile(r"Executing task '(?P<task>[^']+)'")
@@ -40,9 +40,11 @@ class Step:
 @dataclass(slots=True)
 class Progress:
     """`mistake` is the one sentence of a user's mistake, None without one; `cause` the last exception printed before
-    a step failed. What changes returns what to tell a reader of plain text, None when that is nothing."""
+    a step failed; `notes` are lines of steps that are meant for whoever started the run. What changes returns what to
+    tell a reader of plain text, None when that is nothing."""
 
     steps: dict[str, Step] = field(default_factory=dict)
+    notes: list[str] = field(default_factory=list)
     mistake: str | None = None
     cause: str | None = None
 
@@ -51,6 +53,9 @@ class Progress:
         line = _ANSI.sub("", line).strip()
         if MARK in line:
             self.mistake = line.split(MARK, 1)[1]
+            return None
+        if NOTE in line:
+            self.notes.append(line.split(NOTE, 1)[1])
             return None
         if started := _STARTED.search(line):
             return self.start(started["task"], now_s)

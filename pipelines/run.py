@@ -5,7 +5,7 @@ import os
 import platform as machine
 import sys
 import time
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -23,6 +23,7 @@ from components.config import Config
 from components.deploy.core import needed_store, plan_of
 from components.evaluate.evaluation import Verdict
 from components.preprocess import sources
+from components.preprocess.core import Summary
 from components.report import run_html
 from pipelines.execution import Backend, Execution, Local
 from pipelines.progress import State
@@ -72,6 +73,7 @@ class Run:
         self._folder = folder
         self._rate = rate
         self._console = Console()
+        self._noted: set[str] = set()
 
     def execute(self, learners: tuple[str, ...], name: str, title: str) -> Outcome:
         """Run the compiled pipeline once. Raises `UserError` for what the user has to fix."""
@@ -97,8 +99,11 @@ class Run:
         if not execution.succeeded:
             raise _failure(execution)
         evaluation = _document(execution.artifact("evaluate", "evaluation"))
+        data = _document(execution.artifact("evaluate", "data"))
+        if data:
+            self._note(Summary.model_validate(data).lines())  # where a step's output is not at hand, or it was cached
         return Outcome(
-            data=_document(execution.artifact("evaluate", "data")),
+            data=data,
             evaluation=evaluation,
             rollout=rollout if evaluation.get("verdict") == Verdict.PROMOTE else None,  # else it is somebody else's
             samples=execution.artifact("evaluate", "challenger"),
@@ -109,6 +114,13 @@ class Run:
 
     def say(self, sentence: str) -> None:
         self._console.print(Text(sentence), soft_wrap=True)
+
+    def _note(self, lines: Iterable[str]) -> None:
+        """Print each line once, however many pipelines of this run have it to say."""
+        for line in lines:
+            if line not in self._noted:
+                self._noted.add(line)
+                self.say(f"  {line}")
 
     def _tell(self, line: str) -> None:
         if not self._console.is_terminal:
@@ -138,6 +150,7 @@ class Run:
                         traffic.start(self._requests(champion, folder))
                 if rollout is not None and rollout.status.phase.terminal and not ended:
                     ended = time.monotonic()
+                self._note(tuple(execution.progress.notes))
                 screen.update(execution.progress, rollout, windows, problem)
                 if not running:
                     break

@@ -22,7 +22,7 @@ def preprocess(
     from pathlib import Path
     from tempfile import TemporaryDirectory
 
-    from components.shell import quick_imports, user_errors
+    from components.shell import NOTE, quick_imports, user_errors
 
     with quick_imports():
         from components import storage
@@ -40,3 +40,5 @@ def preprocess(
             test=Path(test_data.path),
         )
         Path(summary.path).write_text(result.model_dump_json(indent=1) + "\n", encoding="utf-8")
+        for line in result.lines():
+            print(NOTE + line, flush=True)

@@ -38,6 +38,14 @@ class Summary(BaseModel):
     drift: tuple[profile.Drift, ...]
     notes: tuple[str, ...]
 
+    def lines(self) -> tuple[str, ...]:
+        """What is to be known of the data before a model of it is believed: each note, and what was left out."""
+        names: dict[str, list[str]] = {}
+        for name, reason in self.dropped.items():
+            names.setdefault(reason, []).append(f"`{name}`")
+        left_out = (f"Left out {', '.join(each)}: {reason}." for reason, each in names.items())
+        return tuple(" ".join(line.split()) for line in (*self.notes, *left_out))
+
 
 def preprocess(
     config: Config, data: Path, *, source_kind: SourceKind, champion: Path | None, train: Path, test: Path

@@ -10,7 +10,7 @@ from components.dataset import read_rows, read_schema
 from components.preprocess.component import preprocess
 from components.preprocess.generator import snapshot
 from components.preprocess.sources import sha256_of
-from components.shell import MARK
+from components.shell import MARK, NOTE
 
 
 def config(**changes: object) -> str:
@@ -41,6 +41,18 @@ def step(directory: Path, data: Path, *, settings: str = config(), sha256: str =
         summary=dsl.Artifact(uri=str(directory / "summary.json")),
     )
     return directory / "summary.json"
+
+
+def test_the_step_says_what_it_left_out_and_guessed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    rows = snapshot(7, 600).assign(same="x", also="y", charge=lambda rows: rows["MonthlyCharges"].astype(str))
+    rows.loc[[1, 5], "charge"] = "?"
+    rows.to_csv(tmp_path / "odd.csv", index=False)
+    step(tmp_path, tmp_path / "odd.csv")
+    said = [line.removeprefix(NOTE) for line in capsys.readouterr().out.splitlines() if line.startswith(NOTE)]
+    assert "Left out `same`, `also`: has one value only." in said
+    assert any(
+        line.startswith("`charge` is a number except in 2 rows (`?`), which count as missing") for line in said
+    )
 
 
 def test_the_step_writes_two_datasets_and_a_summary(tmp_path: Path) -> None:

@@ -120,11 +120,17 @@ def test_the_learners_are_tried_where_no_single_column_beats_the_base_rate(place
     error, apart = 12 * rng.normal(size=3000), rng.normal(size=3000)
     event = (rng.random(3000) < 1 / (1 + np.exp(-2 * apart))).astype(int)
     rows = pd.DataFrame({"id": range(3000), "before": error, "after": error + apart, "event": event})
+    rows = rows.assign(before=rows["before"].astype(object).where(rows["id"] != 9, "?"), batch="b")
     rows.to_csv(place.root / "pair.csv", index=False)
     pair = {"data": {"source": "pair.csv"}, "target": "event", "positive": 1, "ids": ["id"], "protected": []}
     place.configure(**pair, service="pair", training={"learners": ["logistic"], "trials": 1, "budget_s": 30})
     done = place.run("--traffic", "none")
     assert done.returncode == 0, done.stdout + done.stderr
+    for line in ("Left out `batch`: has one value only.", "`before` is a number except in 1 row (`?`), which count"):
+        assert done.stdout.count(line) == 1
+    report = (place.root / "runs" / "latest" / "report.html").read_text()
+    assert '<td class="name">batch</td><td>has one value only</td>' in report
+    assert "`before` is a number except in 1 row (`?`), which count" in report
     assert "The rule was not released: First model: rule is not clearly better than the base rate" in done.stdout
     assert (place.result()["verdict"], place.result()["phase"]) == ("promote", "Promoted")
     assert Embedded(place.home).champion("pair") is not None

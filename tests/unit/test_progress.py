@@ -1,6 +1,6 @@
 """What kfp.local prints, read as progress."""
 
-from components.shell import MARK
+from components.shell import MARK, NOTE
 from pipelines.progress import Progress, State
 
 LINES = (
@@ -37,6 +37,12 @@ def test_a_users_mistake_is_picked_out_of_the_log() -> None:
     progress = Progress()
     assert progress.feed(f"    {MARK}Column churn is not there.\n", 0.0) is None
     assert progress.mistake == "Column churn is not there."
+
+
+def test_notes_of_steps_are_picked_out_of_the_log() -> None:
+    progress = Progress()
+    assert progress.feed(f"    {NOTE}Left out `a`: is a row number.\n", 0.0) is None
+    assert progress.notes == ["Left out `a`: is a row number."]
 
 
 def test_a_failed_step_names_the_exception_that_ended_it() -> None:
