@@ -21,7 +21,6 @@ from typing import Any, Final
 
 import orjson
 import uvicorn
-from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 from uvicorn.server import ServerState
 
 from benchmarks.predictor_fuzz import ANSWER_S, Fuzzer
@@ -76,7 +75,9 @@ class _Transport(asyncio.Transport):
 async def answered(config: uvicorn.Config, request: bytes) -> str:
     """The worst status among the answers to `request`, which may be several in a pipeline."""
     state, transport = ServerState(), _Transport()
-    protocol = HttpToolsProtocol(config, state, {})
+    if not config.loaded:
+        config.load()
+    protocol: Any = config.http_protocol_class(config=config, server_state=state, app_state={})
     protocol.connection_made(transport)
     protocol.data_received(request)
     cut_off = protocol.cycle is None or protocol.cycle.more_body
@@ -102,7 +103,7 @@ def served(root: Path) -> uvicorn.Config:
         app.Health(),
         explainer=explain.load(root, scores.layout),
     )
-    return server.http(app.Observed(app.application(service), service))
+    return server.http(app.Observed(app.application(service), service), service.limits)
 
 
 def with_length(request: bytes) -> bytes:

@@ -7,10 +7,11 @@ import asyncio
 import logging
 import re
 import secrets
+import threading
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 
 import orjson
 from numpy.typing import NDArray
@@ -20,10 +21,12 @@ from starlette.routing import Route, Router
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from predictor import v1, v2
+from predictor.bodies import Bodies
 from predictor.columns import Batch
-from predictor.errors import ClientError, NotFound, TooLarge, UnsupportedEncoding
+from predictor.errors import Busy, ClientError, NotFound, UnsupportedEncoding
 from predictor.explain import MAX_ROWS as EXPLAIN_ROWS
 from predictor.explain import Explainer
+from predictor.limits import DEFAULTS, Limits
 from predictor.log import Entry, PredictionLog
 from predictor.scorer import Scores
 from predictor.telemetry import Telemetry
@@ -35,8 +38,17 @@ _INFERENCE: Final = re.compile(r"/v1/models/[^/]+:predict|/v2/models/[^/]+(/vers
 JSON_LENGTH: Final = "Inference-Header-Content-Length"
 REQUEST_ID: Final = "serin.request_id"
 """The request's id in its ASGI scope."""
+CROWDED: Final = "serin.crowded"
+"""In the ASGI scope of a request above the number of those that are served at once: inference is refused then, so
+that health and metrics are always answered."""
 INLINE_BYTES: Final = 32 * 2**10
-"""A larger request is answered in a thread, so that small ones need not wait for it; every explanation is."""
+INLINE_VALUES: Final = 1000
+"""A request with more is answered in a thread, so that small ones and health need not wait for it; every explanation
+is."""
+LARGE_BYTES: Final = 2**20
+"""A larger request is decoded while no other one is: parsed it may take twenty times its bytes. No time is lost, as
+decoding holds the interpreter's lock anyway."""
+_decoding_large: Final = threading.Lock()
 _CLIENT_CLOSED: Final = 499
 """nginx's status for a client that went away before its answer; it is no fault of the server."""
 
@@ -49,12 +61,6 @@ class Health:
 
 
 @dataclass(frozen=True, slots=True)
-class Limits:
-    body_bytes: int = 8 * 2**20
-    rows: int = 10_000
-
-
-@dataclass(frozen=True, slots=True)
 class Service:
     """One revision of one model."""
 
@@ -64,7 +70,7 @@ class Service:
     scores: Scores
     telemetry: Telemetry
     health: Health
-    limits: Limits = Limits()
+    limits: Limits = DEFAULTS
     log: PredictionLog | None = None
     explainer: Explainer | None = None
 
@@ -93,17 +99,33 @@ def check_model(service: Service, model: str, version: str = "") -> None:
         raise NotFound(f"Version {version!r} of model {model!r} is not here: this server has {service.revision!r}.")
 
 
+_T = TypeVar("_T")
+
+
+def decoded(size_bytes: int, decode: Callable[[], _T]) -> _T:
+    """What `decode` makes of a request of so many bytes. Raises `ClientError`."""
+    if size_bytes <= LARGE_BYTES:
+        return decode()
+    with _decoding_large:
+        try:
+            return decode()
+        except ClientError as error:
+            raise error.with_traceback(None) from None  # its frames hold what was parsed
+
+
 def application(service: Service) -> Router:
     """Raises `ClientError`."""
     signature, layout, max_rows = service.scores.signature, service.scores.layout, service.limits.rows
 
-    async def body_of(request: Request) -> bytes:
-        check_model(service, **request.path_params)
-        return await _body(request, service.limits.body_bytes)
+    bodies = Bodies(service.limits)
 
     async def respond(request: Request, answer: Callable[[bytes], Answer]) -> Response:
-        body = await body_of(request)
-        given = answer(body) if len(body) <= INLINE_BYTES else await asyncio.to_thread(answer, body)
+        _check(service, request)
+        with bodies.body() as kept:
+            body = await kept.read(request.stream())
+            values = len(body) if JSON_LENGTH in request.headers else body.count(b",", 0, INLINE_BYTES)
+            small = len(body) <= INLINE_BYTES and values <= INLINE_VALUES
+            given = answer(body) if small else await asyncio.to_thread(answer, body)
         service.record(request.scope[REQUEST_ID], len(body), given.batch, given.scores)
         if given.json_length is None:
             return _json_bytes(given.body)
@@ -112,7 +134,7 @@ def application(service: Service) -> Router:
 
     async def predict(request: Request) -> Response:
         def answer(body: bytes) -> Answer:
-            batch = v1.decode(body, layout, max_rows)
+            batch = decoded(len(body), lambda: v1.decode(body, layout, max_rows))
             scores = service.scores.score(batch)
             return Answer(batch, scores, v1.encode(signature, scores))
 
@@ -120,10 +142,11 @@ def application(service: Service) -> Router:
 
     async def infer(request: Request) -> Response:
         def answer(body: bytes) -> Answer:
-            decoded = v2.decode(body, request.headers.get(JSON_LENGTH), layout, signature, max_rows)
-            scores = service.scores.score(decoded.batch)
+            json_length = request.headers.get(JSON_LENGTH)
+            asked = decoded(len(body), lambda: v2.decode(body, json_length, layout, signature, max_rows))
+            scores = service.scores.score(asked.batch)
             names = service.model, service.revision, request.scope[REQUEST_ID]
-            return Answer(decoded.batch, scores, *v2.encode(*names, decoded, signature, scores))
+            return Answer(asked.batch, scores, *v2.encode(*names, asked, signature, scores))
 
         return await respond(request, answer)
 
@@ -133,11 +156,14 @@ def application(service: Service) -> Router:
             raise NotFound(f"Model {service.model!r} has no explanation: it was exported without one.")
 
         def answer(body: bytes) -> bytes:
-            batch = v1.decode(body, layout, min(max_rows, EXPLAIN_ROWS))
+            batch = decoded(len(body), lambda: v1.decode(body, layout, min(max_rows, EXPLAIN_ROWS)))
             scores = service.scores.score(batch)
             return v1.encode_explanations(signature, scores, explainer.explain(batch, scores))
 
-        return _json_bytes(await asyncio.to_thread(answer, await body_of(request)))
+        _check(service, request)
+        with bodies.body() as kept:
+            body = await kept.read(request.stream())
+            return _json_bytes(await asyncio.to_thread(answer, body))
 
     async def alive(request: Request) -> Response:
         return _json({"status": "alive"})
@@ -205,17 +231,16 @@ async def _not_found(scope: Scope, receive: Receive, send: Send) -> None:
     raise NotFound(f"Path {scope['path']!r} is not served here.")
 
 
-async def _body(request: Request, limit_bytes: int) -> bytes:
+def _check(service: Service, request: Request) -> None:
+    """Raises `NotFound` or `UnsupportedEncoding`."""
+    check_model(service, **request.path_params)
     encoding = request.headers.get("content-encoding", "identity")
     if encoding.lower() not in ("identity", ""):
         raise UnsupportedEncoding(f"Header Content-Encoding: expected none, got {encoding!r}.")
-    parts, size = [], 0
-    async for part in request.stream():
-        size += len(part)
-        if size > limit_bytes:
-            raise TooLarge(f"The body: expected at most {limit_bytes} bytes, got more.")
-        parts.append(part)
-    return b"".join(parts)
+
+
+async def _crowded(scope: Scope, receive: Receive, send: Send) -> None:
+    raise Busy("More requests than this server answers at once are waiting; send it again in a second.")
 
 
 class Observed:
@@ -245,9 +270,13 @@ class Observed:
             await send(message)
 
         try:
-            await self._app(scope, receive, send_named)
+            crowded = CROWDED in scope and scope["method"] == "POST"
+            await (_crowded if crowded else self._app)(scope, receive, send_named)
         except ClientError as error:
-            await _json({"error": str(error)}, error.status)(scope, receive, send_named)
+            response = _json({"error": str(error)}, error.status)
+            if isinstance(error, Busy):
+                response.headers.update({"Retry-After": "1", "Connection": "close"})
+            await response(scope, receive, send_named)
         except ClientDisconnect:
             status = status or _CLIENT_CLOSED
         except Exception:  # a bug, whatever it is: this client gets its 500 with the request's id, the others go on

@@ -36,3 +36,20 @@ class UnsupportedEncoding(ClientError):
     """The body is compressed."""
 
     status = HTTPStatus.UNSUPPORTED_MEDIA_TYPE
+
+
+class TooSlow(ClientError):
+    """The body did not come in time."""
+
+    status = HTTPStatus.REQUEST_TIMEOUT
+
+
+class Busy(ClientError):
+    """What clients send at once is more than one server may hold; the same request may be sent again.
+
+    Not a 5xx: nothing is wrong with the model, and whoever sends too much at once must neither have a healthy server
+    taken out of the gateway's rotation nor a candidate convicted of errors. A candidate that refuses more than
+    stable is still noticed: refusals are counted, and judged, as requests rejected.
+    """
+
+    status = HTTPStatus.TOO_MANY_REQUESTS

@@ -10,16 +10,19 @@ import sys
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from types import FrameType
-from typing import Final, NoReturn
+from typing import Final, NoReturn, cast
 
 import uvicorn
 from pydantic import ValidationError
 from starlette.types import ASGIApp
 
 from predictor import explain, threads
-from predictor.app import Health, Limits, Observed, Service, application
+from predictor.app import Health, Observed, Service, application
+from predictor.connection import Connection, end_overdue
+from predictor.limits import DEFAULTS, Limits
 from predictor.log import Fields, PredictionLog
 from predictor.scorer import Scorer, Scores, warm_up
 from predictor.sinks import sink
@@ -31,6 +34,9 @@ TERMINATION_MESSAGE: Final = Path("/dev/termination-log")
 """Made by the kubelet; nothing is written where it is not there."""
 QUIET_S: Final = 0.5
 """A draining server ends when no request came for this long."""
+
+SWEEP_TICKS: Final = 5
+"""Connections that are overdue are ended every 0.5 s."""
 
 
 class _Parser(argparse.ArgumentParser):
@@ -52,8 +58,8 @@ def parser(prog: str) -> argparse.ArgumentParser:
     parser.add_argument("--unix-socket", type=Path, metavar="PATH",
                         help="serve HTTP here, to this user alone, in place of host and port")  # fmt: skip
     parser.add_argument("--grpc-port", type=int, help="serve gRPC as well")
-    parser.add_argument("--max-body-bytes", type=int, default=Limits().body_bytes)
-    parser.add_argument("--max-rows", type=int, default=Limits().rows)
+    parser.add_argument("--max-body-bytes", type=int, default=DEFAULTS.body_bytes)
+    parser.add_argument("--max-rows", type=int, default=DEFAULTS.rows)
     parser.add_argument("--drain-s", type=float, default=10.0, help="longest wait for clients after SIGTERM")
     parser.add_argument(
         "--log",
@@ -94,17 +100,19 @@ def serve(
     warm_up(scorer, explainer, samples)
     names = {"model": arguments.model_name, "revision": arguments.revision}
     log = _log(arguments, scorer, digest=model.digest(root), **names)
+    limits = Limits(arguments.max_body_bytes, arguments.max_rows)
     service = Service(
         **names,
         digest=model.digest(root),
         scores=scores(scorer),
         telemetry=Telemetry(**names, log=log),
         health=Health(),
-        limits=Limits(arguments.max_body_bytes, arguments.max_rows),
+        limits=limits,
         log=log,
         explainer=explainer,
     )
-    config = http(Observed(wrap(application(service)), service), host=arguments.host, drain_s=arguments.drain_s)
+    app = Observed(wrap(application(service)), service)
+    config = http(app, limits, host=arguments.host, drain_s=arguments.drain_s)
     gc.collect()
     gc.freeze()  # what start-up made lives as long as the process: spare every later collection the walk
     server = _Server(config, service, arguments.drain_s, arguments.grpc_port)
@@ -116,17 +124,18 @@ def serve(
             log.close()
 
 
-def http(app: ASGIApp, *, host: str = "127.0.0.1", drain_s: float = 0) -> uvicorn.Config:
+def http(app: ASGIApp, limits: Limits, *, host: str = "127.0.0.1", drain_s: float = 0) -> uvicorn.Config:
     return uvicorn.Config(
         app,
         host=host,
+        http=partial(Connection, limits=limits),  # type: ignore[arg-type]  # called, and nothing else
         log_config=None,
         access_log=False,
         lifespan="off",
         ws="none",
         proxy_headers=False,
         server_header=False,
-        timeout_keep_alive=65,  # longer than a proxy's idle timeout, so that the proxy closes first
+        timeout_keep_alive=int(limits.idle_s),
         timeout_graceful_shutdown=int(drain_s),
     )
 
@@ -196,6 +205,12 @@ class _Server(uvicorn.Server):
         if self._grpc_port is not None:
             await self._grpc.stop(grace=self._drain_s)
         await super().shutdown(sockets)
+
+    async def on_tick(self, counter: int) -> bool:
+        if counter % SWEEP_TICKS == 0:
+            connections = cast("set[Connection]", self.server_state.connections)
+            end_overdue(connections, asyncio.get_running_loop().time(), self._service.limits)
+        return await super().on_tick(counter)
 
     async def main_loop(self) -> None:
         await super().main_loop()

@@ -5,7 +5,6 @@ Requests hold one tensor per feature, [rows] or [rows, 1]; a feature without a t
 
 import importlib.metadata
 import re
-import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final, TypeVar
@@ -34,8 +33,6 @@ NUMPY_TYPES: Final = {
     "FP64": "<f8",
 }
 """Any of these is taken for a number; strings are "BYTES"."""
-_FINITE: Final = {"FP16": 65504.0, "FP32": 3.4028235e38, "FP64": sys.float_info.max}
-"""The largest number of each datatype."""
 DATATYPES: Final = {"number": "FP32", "string": "BYTES"}
 """How metadata describes the features."""
 _LENGTH_BYTES: Final = 4
@@ -260,31 +257,28 @@ def _numbers(feature: Feature, tensor: Tensor, rows: int) -> NDArray[Any]:
 
 
 def _check_datatype(tensor: Tensor, values: Sequence[Any]) -> None:
-    """Raises `InvalidInput` for a JSON value that is no value of the tensor's datatype; null is missing in each."""
-    if tensor.datatype in ("FP32", "FP64") and bool not in map(type, values):
-        return  # the common case; what is too large for the model is refused already
+    """Raises `InvalidInput` for a number that the tensor's datatype cannot hold. As in V1, null is missing; true and
+    false are 1 and 0."""
+    if tensor.datatype in ("FP32", "FP64"):
+        return  # what is too large for the model is refused already
     fits, expected = _values_of(tensor.datatype)
     for row, value in enumerate(values):
         if value is not None and not fits(value):
-            got = value if isinstance(value, int | float) and not isinstance(value, bool) else json_name(value)
             raise InvalidInput(
-                f"Tensor {tensor.name!r}, row {row}: expected {expected} for {tensor.datatype}, got {got}."
+                f"Tensor {tensor.name!r}, row {row}: expected {expected} for {tensor.datatype}, got {value}."
             )
 
 
-def _values_of(datatype: str) -> tuple[Callable[[Any], bool], str]:
-    """Whether a JSON value is one of `datatype`, and what those are."""
+def _values_of(datatype: str) -> tuple[Callable[[float], bool], str]:
+    """Whether `datatype` holds a number, and which it holds."""
     if datatype == "BOOL":
-        return lambda value: isinstance(value, bool), "true or false"
-    if datatype in _FINITE:
-        most = _FINITE[datatype]
-        return lambda value: not isinstance(value, bool) and not abs(value) > most, f"a number within ±{most:.6g}"
+        return lambda value: value in (0, 1), "true or false"
+    if datatype == "FP16":
+        most = float(np.finfo(np.float16).max)
+        return lambda value: abs(value) <= most, f"a number within ±{most:g}"
     limits = np.iinfo(NUMPY_TYPES[datatype])
     low, high = int(limits.min), int(limits.max)
-    return (
-        lambda value: not isinstance(value, bool) and low <= value <= high and value == int(value),
-        f"a whole number from {low} to {high}",
-    )
+    return lambda value: low <= value <= high and value == int(value), f"a whole number from {low} to {high}"
 
 
 def _strings(feature: Feature, tensor: Tensor, rows: int) -> NDArray[Any]:

@@ -1,5 +1,6 @@
 """The server as the process that a platform starts and stops."""
 
+import contextlib
 import http.client
 import json
 import signal
@@ -286,3 +287,35 @@ def answer_on(path: Path) -> int | None:
             return None
         connection.sendall(b"GET /v2/health/ready HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")
         return int(connection.recv(4096).split()[1])
+
+
+def test_unfinished_bodies_take_no_more_than_their_budget(root: Path) -> None:
+    """Health and small requests are answered meanwhile, and a large body that comes in one go, too."""
+    head = b"POST /v1/models/churn:predict HTTP/1.1\r\nHost: x\r\nContent-Length: 7340032\r\n\r\n"
+    with running(root) as (process, port), contextlib.ExitStack() as held:
+        before_mb = psutil.Process(process.pid).memory_info().rss / 2**20
+        for _ in range(60):
+            connection = held.enter_context(socket.create_connection(("127.0.0.1", port), timeout=10))
+            with contextlib.suppress(ConnectionError):  # made room for the next one
+                connection.sendall(head + b" " * (7_340_032 - 1))
+        grown_mb = psutil.Process(process.pid).memory_info().rss / 2**20 - before_mb
+        assert request(port, "GET", "/v2/health/ready")[0] == 200
+        assert predict(port)[0] == 200
+        assert request(port, "POST", "/v1/models/churn:predict", b'{"instances":[{}]}' + b" " * 7_000_000)[0] == 200
+        refused = sum(each.startswith("4") for each in request(port, "GET", "/metrics/serin.json")[1]["requests"])
+    assert refused and grown_mb < 150
+
+
+def test_bodies_that_grow_when_they_are_parsed_are_parsed_one_at_a_time(root: Path) -> None:
+    body = b'{"instances":[' + b",".join([b"[]"] * 2_700_000) + b"]}"
+    with running(root) as (process, port):
+        asked = [threading.Thread(target=request, args=(port, "POST", "/v1/models/churn:predict", body))
+                 for _ in range(6)]  # fmt: skip
+        for each in asked:
+            each.start()
+        most_mb = 0.0
+        while any(each.is_alive() for each in asked):
+            most_mb = max(most_mb, psutil.Process(process.pid).memory_info().rss / 2**20)
+            time.sleep(0.01)
+        assert request(port, "GET", "/metrics/serin.json")[1]["requests"] == {"400": 6}
+    assert most_mb < 450

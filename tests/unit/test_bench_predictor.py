@@ -12,6 +12,7 @@ from starlette.types import Receive, Scope, Send
 from benchmarks.predictor_fuzz import Fuzzer
 from benchmarks.predictor_fuzz_guided import answered, mutator, served, with_length
 from predictor import server
+from predictor.limits import Limits
 
 
 @pytest.fixture(scope="module")
@@ -49,9 +50,9 @@ def test_faults_are_seen() -> None:
     async def good(scope: Scope, receive: Receive, send: Send) -> None:
         await Response("a body with HTTP/1.1 500")(scope, receive, send)
 
-    assert status(server.http(app), b"GET /boom HTTP/1.1\r\n\r\n") == "500"
-    assert status(server.http(app), b"GET /silent HTTP/1.1\r\n\r\n") == "500"
-    assert status(server.http(good), b"GET / HTTP/1.1\r\n\r\n") == "200"
+    assert status(server.http(app, Limits()), b"GET /boom HTTP/1.1\r\n\r\n") == "500"
+    assert status(server.http(app, Limits()), b"GET /silent HTTP/1.1\r\n\r\n") == "500"
+    assert status(server.http(good, Limits()), b"GET / HTTP/1.1\r\n\r\n") == "200"
 
 
 def test_mutants_repeat_and_reach_every_answer(config: uvicorn.Config) -> None:
