@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import predictor_models
+import urllib3
 
 from serin import load, model, release
 from serin.judge import JudgeSpec, LatencyMetric, policy
@@ -169,6 +170,26 @@ def traffic(here: Home, folder: Path, *, rate: float = 300) -> Iterator[load.Tal
         loop.call_soon_threadsafe(stop.set)
         thread.join(DEADLINE_S)
         loop.close()
+
+
+@contextmanager
+def asked(url: str, *, rate: float) -> Iterator[list[int]]:
+    """GETs of one address while the block runs: the status of each answer."""
+    statuses: list[int] = []
+    stop = threading.Event()
+
+    def run() -> None:
+        with urllib3.PoolManager(retries=False) as http:
+            while not stop.wait(1 / rate):
+                statuses.append(http.request("GET", url).status)
+
+    thread = threading.Thread(target=run)
+    thread.start()
+    try:
+        yield statuses
+    finally:
+        stop.set()
+        thread.join(DEADLINE_S)
 
 
 def by_revision(tally: load.Tally) -> dict[str, int]:

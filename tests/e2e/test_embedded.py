@@ -13,7 +13,7 @@ from pathlib import Path
 
 import psutil
 import pytest
-from embedded import QUICK, SERVICE, Home, by_revision, home, shown, traffic, write_model
+from embedded import QUICK, SERVICE, Home, asked, by_revision, home, shown, traffic, write_model
 
 from serin.cli import main as cli
 from serin.judge import timeline
@@ -122,6 +122,24 @@ def test_without_checks_live_traffic_finds_the_errors(here, models):
     counts = by_revision(tally)
     assert tally.failed == counts[ended.status.candidate_revision] == ended.status.errors.candidate, shown(tally)
     here.settled()
+
+
+def test_what_is_not_a_prediction_is_no_evidence(here, models):
+    """Monitors, scanners and metadata calls get good answers from a model that fails every prediction."""
+    with asked(f"{here.address}/v2/models/{SERVICE}", rate=150) as answers:
+        rollout = here.drill(models / "2", "errors", checks=Checks.NONE)
+        here.reached(rollout, Phase.PROGRESSING)
+        before = len(answers)
+        here.wait(lambda: len(answers) > before + 500, "500 answers about metadata")
+        seen = here.find(rollout).status
+        assert (seen.phase, seen.stage) == (Phase.PROGRESSING, 0), here.story()
+        assert (seen.requests.stable, seen.requests.candidate) == (0, 0)
+        with traffic(here, models / "1", rate=50) as tally:
+            ended = here.ended(rollout)
+    assert ended.status.phase is Phase.ROLLED_BACK and "errors" in ended.status.reason, here.story()
+    assert set(answers) == {200}
+    assert ended.status.requests.stable <= sum(tally.answers.values())
+    assert ended.status.requests.candidate == ended.status.errors.candidate > 0
 
 
 def test_a_supervisor_killed_in_every_phase_changes_nothing(here, models):

@@ -13,8 +13,12 @@ UPSTREAMS = (
     Upstream("default/churn-predictor-00002", "churn", "sockets/two"),
 )
 ROUTES = (
-    ServiceRoute("churn", {"default/churn-predictor-00001": 75, "default/churn-predictor-00002": 25}),
-    ServiceRoute("fraud", {"default/fraud-predictor-00001": 100, "default/None": 0}),
+    ServiceRoute(
+        "churn",
+        {"default/churn-predictor-00001": 75, "default/churn-predictor-00002": 25},
+        "default/churn-predictor-00001",
+    ),
+    ServiceRoute("fraud", {"default/fraud-predictor-00001": 100, "default/None": 0}, "default/fraud-predictor-00001"),
 )
 
 
@@ -38,7 +42,11 @@ def test_a_revision_without_weight_is_not_routed_to():
 def test_one_port_on_loopback_and_everything_else_on_sockets():
     text = json.dumps(documents())
     assert re.findall(r'"socket_address": ({[^}]*})', text) == ['{"address": "127.0.0.1", "port_value": 8080}']
-    assert re.findall(r'"pipe": {"path": "([^"]*)"', text) == ["sockets/gateway", "sockets/one", "sockets/two"]
+    assert list(dict.fromkeys(re.findall(r'"pipe": {"path": "([^"]*)"', text))) == [
+        "sockets/gateway",
+        "sockets/one",
+        "sockets/two",
+    ]
 
 
 def test_a_sockets_path_is_short_whatever_the_revision_is_called():

@@ -8,6 +8,7 @@ in force last is in force again after a crash of Envoy or of the supervisor. Clu
 import hashlib
 import json
 import os
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -39,10 +40,12 @@ class Upstream:
 
 @dataclass(frozen=True, slots=True)
 class ServiceRoute:
-    """`weights`: percent by cluster name, summing to 100."""
+    """`weights`: percent of the predictions by cluster name, summing to 100. `stable` is the one that answers
+    everything else."""
 
     model_name: str
     weights: Mapping[str, int]
+    stable: str
 
 
 def socket_of(cluster: str) -> str:
@@ -97,42 +100,55 @@ def bootstrap(folder: Path, port: int) -> dict[str, Any]:
 
 
 def clusters(upstreams: Sequence[Upstream]) -> list[dict[str, Any]]:
-    return [
-        {
-            "@type": f"{_TYPE}config.cluster.v3.Cluster",
-            "name": upstream.cluster,
-            "type": "STATIC",
-            "connect_timeout": "1s",
-            "load_assignment": {
-                "cluster_name": upstream.cluster,
-                "endpoints": [{"lb_endpoints": [{"endpoint": {"address": {"pipe": {"path": upstream.socket}}}}]}],
-            },
-            "typed_extension_protocol_options": {
-                _HTTP_OPTIONS: {
-                    "@type": f"{_TYPE}extensions.upstreams.http.v3.HttpProtocolOptions",
-                    "common_http_protocol_options": {"idle_timeout": f"{UPSTREAM_IDLE_S}s"},
-                    "explicit_http_config": {"http_protocol_options": {}},
-                }
-            },
-            "health_checks": [
-                {
-                    "timeout": "2s",
-                    "interval": "1s",
-                    "unhealthy_interval": "0.25s",
-                    "no_traffic_interval": "1s",
-                    "initial_jitter": "0.05s",
-                    "unhealthy_threshold": 3,
-                    "healthy_threshold": 1,
-                    "http_health_check": {"path": f"/v2/models/{upstream.model_name}/ready"},
-                }
-            ],
-        }
-        for upstream in upstreams
-    ]
+    """Two of each model server: its predictions are counted under its name, as evidence; all else under another."""
+    return [cluster for upstream in upstreams for cluster in (_predictions(upstream), _other(upstream))]
+
+
+def other(cluster: str) -> str:
+    """The name under which answers of a revision that are no predictions are counted."""
+    return f"{cluster}/other"
+
+
+def _cluster(name: str, upstream: Upstream) -> dict[str, Any]:
+    return {
+        "@type": f"{_TYPE}config.cluster.v3.Cluster",
+        "name": name,
+        "type": "STATIC",
+        "connect_timeout": "1s",
+        "load_assignment": {
+            "cluster_name": name,
+            "endpoints": [{"lb_endpoints": [{"endpoint": {"address": {"pipe": {"path": upstream.socket}}}}]}],
+        },
+        "typed_extension_protocol_options": {
+            _HTTP_OPTIONS: {
+                "@type": f"{_TYPE}extensions.upstreams.http.v3.HttpProtocolOptions",
+                "common_http_protocol_options": {"idle_timeout": f"{UPSTREAM_IDLE_S}s"},
+                "explicit_http_config": {"http_protocol_options": {}},
+            }
+        },
+    }
+
+
+def _predictions(upstream: Upstream) -> dict[str, Any]:
+    health_check = {
+        "timeout": "2s",
+        "interval": "1s",
+        "unhealthy_interval": "0.25s",
+        "no_traffic_interval": "1s",
+        "initial_jitter": "0.05s",
+        "unhealthy_threshold": 3,
+        "healthy_threshold": 1,
+        "http_health_check": {"path": f"/v2/models/{upstream.model_name}/ready"},
+    }
+    return {**_cluster(upstream.cluster, upstream), "health_checks": [health_check]}
+
+
+def _other(upstream: Upstream) -> dict[str, Any]:
+    return _cluster(other(upstream.cluster), upstream)
 
 
 def routes(services: Sequence[ServiceRoute]) -> list[dict[str, Any]]:
-    """The protocol's paths of each service, split by weight; a request that never reached a model is tried again."""
+    """Predictions of each service, split by weight, and its other paths."""
     return [
         {
             "@type": f"{_TYPE}config.route.v3.RouteConfiguration",
@@ -142,29 +158,41 @@ def routes(services: Sequence[ServiceRoute]) -> list[dict[str, Any]]:
                     "name": "all",
                     "domains": ["*"],
                     "routes": [
-                        {
-                            "match": {"safe_regex": {"regex": f"/v[12]/models/{service.model_name}([:/].*)?"}},
-                            "route": {
-                                "timeout": "30s",
-                                "weighted_clusters": {
-                                    "clusters": [
-                                        {"name": name, "weight": weight}
-                                        for name, weight in service.weights.items()
-                                        if weight > 0
-                                    ]
-                                },
-                                "retry_policy": {
-                                    "retry_on": "connect-failure,refused-stream,reset-before-request",
-                                    "num_retries": 2,
-                                },
-                            },
-                        }
-                        for service in services
+                        route for service in services for route in (_prediction_route(service), _other_route(service))
                     ],
                 }
             ],
         }
     ]
+
+
+def _prediction_route(service: ServiceRoute) -> dict[str, Any]:
+    model = f"models/{re.escape(service.model_name)}"
+    weights = [{"name": name, "weight": weight} for name, weight in service.weights.items() if weight > 0]
+    return {
+        "match": {
+            "safe_regex": {"regex": f"/v1/{model}:(predict|explain)|/v2/{model}(/versions/[^/]+)?/infer"},
+            "headers": [{"name": ":method", "string_match": {"exact": "POST"}}],
+        },
+        "route": _routed({"weighted_clusters": {"clusters": weights}}),
+    }
+
+
+def _other_route(service: ServiceRoute) -> dict[str, Any]:
+    """Metadata, health, and what is no request of the protocols: stable answers, and nobody is judged by it."""
+    return {
+        "match": {"safe_regex": {"regex": f"/v[12]/models/{re.escape(service.model_name)}([:/].*)?"}},
+        "route": _routed({"cluster": other(service.stable)}),
+    }
+
+
+def _routed(target: Mapping[str, Any]) -> dict[str, Any]:
+    """A request that never reached a model is tried again."""
+    return {
+        "timeout": "30s",
+        "retry_policy": {"retry_on": "connect-failure,refused-stream,reset-before-request", "num_retries": 2},
+        **target,
+    }
 
 
 def write(path: Path, version: str, resources: list[dict[str, Any]]) -> None:

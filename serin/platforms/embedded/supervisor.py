@@ -294,7 +294,7 @@ class Supervisor:
                 continue
             stable, candidate = f"{service.namespace}/{service.stable}", f"{service.namespace}/{service.candidate}"
             percent = service.percent if candidate in seen.healthy else 0
-            routes.append(ServiceRoute(service.name, {stable: 100 - percent, candidate: percent}))
+            routes.append(ServiceRoute(service.name, {stable: 100 - percent, candidate: percent}, stable))
             splits[(service.namespace, service.name)] = percent
         self._write(ROUTES, gateway.routes(routes), splits)
 
@@ -380,7 +380,10 @@ class Supervisor:
             if (record.namespace, record.name) in wanted or not routes_in_force:
                 continue
             since = self._draining.setdefault(record.cluster, time.monotonic())
-            active = stats.clusters.get(record.cluster, envoy.ClusterStats()).active
+            active = sum(
+                stats.clusters.get(name, envoy.ClusterStats()).active
+                for name in (record.cluster, gateway.other(record.cluster))
+            )
             age_s = time.monotonic() - since
             if age_s < MIN_DRAIN_S or (active > 0 and age_s < DRAIN_S):
                 continue
