@@ -15,7 +15,7 @@ from components.config import Config, Costs
 from components.evaluate import metrics, verdict
 from components.evaluate.compare import Comparison, Groups, Scored, comparable, compare
 from components.evaluate.evaluation import Candidate, Curves, Evaluation, Metrics, Side, Slice
-from components.train import record, scoring
+from components.train import features, record, scoring
 from serin import model
 from serin.errors import UserError
 
@@ -27,12 +27,14 @@ BASE_RATE: Final = "base rate"
 
 @dataclass(frozen=True)
 class Model:
-    """`p` are its probabilities [N] of the test rows; `digest` is None for the base rate."""
+    """`p` are its probabilities [N] of the test rows; `digest` is None for the base rate. `retyped`: the columns that
+    had another type when it was trained."""
 
     learner: str
     digest: str | None
     threshold: float
     p: np.ndarray
+    retyped: tuple[str, ...] = ()
 
     @property
     def scored(self) -> Scored:
@@ -91,7 +93,7 @@ def evaluate(config: Config, candidates: Sequence[Path], champion: Path | None, 
         differences=comparison.differences,
         checks=comparison.checks,
         slices=tuple(_slices(rows, y, schema, challenger, stable, config.costs)),
-        notes=tuple(_notes(y, groups)),
+        notes=tuple(_notes(y, groups, stable.retyped if stable else ())),
     )
 
 
@@ -107,7 +109,8 @@ def _load(root: Path, schema: dataset.Schema, rows: pd.DataFrame) -> Model:
         raise UserError(
             f"Model {root} predicts {' = '.join(predicted)}, the rows are labelled {' = '.join(labelled)}."
         )
-    return Model(signature.learner, model.digest(root), signature.threshold, scoring.score(root, rows))
+    known, changed = features.retyped(rows, signature.features)
+    return Model(signature.learner, model.digest(root), signature.threshold, scoring.score(root, known), changed)
 
 
 def _base_rate(root: Path, rows: int, costs: Costs) -> Model:
@@ -202,7 +205,12 @@ def _slices(
                 )
 
 
-def _notes(y: np.ndarray, groups: Groups) -> Iterator[str]:
+def _notes(y: np.ndarray, groups: Groups, retyped: tuple[str, ...]) -> Iterator[str]:
+    if retyped:
+        yield (
+            f"The type of {', '.join(f'`{name}`' for name in retyped)} has changed since the champion was trained. "
+            "It was scored with the old type, which its clients send; the challenger takes the new one only."
+        )
     for attribute, values in groups.items():
         for value, members in values.items():
             if not comparable(y, members):

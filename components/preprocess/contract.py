@@ -107,8 +107,11 @@ def check(contract: Contract, rows: pd.DataFrame) -> Findings:
         schema.validate(checked.replace("", None), lazy=True)
     except SchemaErrors as errors:
         violations += _violations(contract, errors.failure_cases)
+    broken = {violation.column for violation in violations}
     notes = []
     for name, rule in contract.columns.items():
+        if rule.dtype == "number" and name in checked and name not in broken and checked[name].dtype != np.float64:
+            violations.append(_violation(name, "is text and was a number", checked.index))
         if rule.values and name in checked and checked[name].dtype != np.float64:
             given = checked[name][checked[name] != ""]
             unknown = sorted(set(given) - set(rule.values))

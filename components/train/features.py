@@ -9,6 +9,7 @@ from components.dataset import Schema
 from serin.errors import UserError
 from serin.model import Feature
 
+MOSTLY: Final = 0.8
 CATEGORIES: Final = 40
 """A string column is known by its most frequent values; the rest count as unseen, as do new ones when serving."""
 
@@ -37,6 +38,26 @@ def frame(rows: pd.DataFrame, features: tuple[Feature, ...]) -> pd.DataFrame:
             raise UserError(f"Column {feature.name!r} holds numbers beyond 3.4e38; rescale or drop it.")
         columns[feature.input] = numbers.astype(np.float32)
     return pd.DataFrame(columns, index=rows.index)
+
+
+def retyped(rows: pd.DataFrame, features: tuple[Feature, ...]) -> tuple[pd.DataFrame, tuple[str, ...]]:
+    """The rows with each column in the type its feature has, and the columns that had another one.
+
+    For a model made before a column changed its type: its clients send it the old one. Text that is mostly no number
+    stays text.
+    """
+    changed: dict[str, pd.Series] = {}
+    for feature in features:
+        values = rows.get(feature.name)
+        if values is None or pd.api.types.is_numeric_dtype(values) == (feature.dtype == "number"):
+            continue
+        if feature.dtype == "string":
+            changed[feature.name] = values.map("{:.15g}".format, na_action="ignore").astype(object).fillna("")
+            continue
+        numbers = pd.to_numeric(values.where(values != ""), errors="coerce").astype("float64")
+        if numbers.notna().sum() >= MOSTLY * (values != "").sum():
+            changed[feature.name] = numbers
+    return rows.assign(**changed), tuple(changed)
 
 
 def top_categories(column: pd.Series) -> list[str]:

@@ -102,6 +102,24 @@ def test_challenger_is_chosen_out_of_fold(models: dict[str, Path], tmp_path: Pat
     assert choose([*models.values(), flattered]) == flattered
 
 
+def test_a_champion_is_scored_though_a_column_has_changed_its_type(
+    models: dict[str, Path], held_out: Path, tmp_path: Path
+) -> None:
+    rows = dataset.read_rows(held_out)
+    as_text = rows.assign(f0=rows["f0"].map("{:03.0f}".format, na_action="ignore").fillna(""))
+    learned = datasets.orders(800, 0)
+    learned = learned.assign(f0=learned["f0"].map("{:03.0f}".format, na_action="ignore").fillna(""))
+    sides = datasets.write(learned, tmp_path / "train"), datasets.write(as_text, tmp_path / "test")
+    train(CONFIG, "logistic", train=sides[0], test=sides[1], out=tmp_path / "new")
+    evaluation = evaluate(CONFIG, [tmp_path / "new"], models["logistic"], sides[1])
+    before = evaluate(CONFIG, [models["xgboost"]], models["logistic"], held_out)
+    assert evaluation.champion
+    assert before.champion
+    assert evaluation.champion.metrics == before.champion.metrics
+    assert any(note.startswith("The type of `f0` has changed") for note in evaluation.notes)
+    assert before.notes == ()
+
+
 class TestMissingEvidenceHolds:
     def hold(self, champion: Path | None, test: Path, models: dict[str, Path]) -> Evaluation:
         evaluation = evaluate(CONFIG, [models["xgboost"]], champion, test)

@@ -387,6 +387,25 @@ def test_broken_contract_names_column_rule_and_rows(tmp_path: Path, customers: p
     assert any("column 'Partner' is missing" in note for note in summary.notes)
 
 
+def test_a_number_that_the_config_makes_text_has_to_be_agreed_to(tmp_path: Path, customers: pd.DataFrame) -> None:
+    rows = customers.assign(zip=[f"{i * 37 % 500:03d}" for i in range(len(customers))])
+    before = config(data={"source": "x.csv", "types": {"zip": "number"}})
+    run(tmp_path, rows, before)
+    champion = as_champion(tmp_path)
+    same = run(tmp_path / "same", rows, config(), champion=champion)
+    assert any(note.startswith("`zip` is a number although some have leading zeros") for note in same.notes)
+    text = {"source": "x.csv", "types": {"zip": "string"}}
+    with pytest.raises(UserError, match=r"column 'zip' is text and was a number \(600 rows: 1, 2, 3, …\)"):
+        run(tmp_path / "text", rows, config(data=text), champion=champion)
+    run(tmp_path / "agreed", rows, config(data={**text, "contract": "accept"}), champion=champion)
+    assert read_rows(tmp_path / "agreed" / "test")["zip"].str.len().eq(3).all()
+
+
+def test_types_of_unknown_columns_are_refused(tmp_path: Path, customers: pd.DataFrame) -> None:
+    with pytest.raises(UserError, match=r"data.types: the data has no column 'tenur'; did you mean 'tenure'"):
+        run(tmp_path, customers, config(data={"source": "x.csv", "types": {"tenur": "number"}}))
+
+
 def test_new_categories_are_a_note_unless_nothing_known_is_left(tmp_path: Path, customers: pd.DataFrame) -> None:
     run(tmp_path, customers, config())
     champion = as_champion(tmp_path)

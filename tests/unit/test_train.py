@@ -15,7 +15,7 @@ from components.config import Costs, Learner
 from components.train import record, scoring
 from components.train.calibration import IDENTITY, Sigmoid, calibrate, cheapest_threshold
 from components.train.core import train
-from components.train.features import CATEGORIES, frame, of_schema, top_categories
+from components.train.features import CATEGORIES, frame, of_schema, retyped, top_categories
 from components.train.fitting import folds
 from predictor import explain
 from predictor.scorer import Scorer, warm_up
@@ -194,6 +194,16 @@ class TestDoor:
         features = of_schema(dataset.read_schema(sides[0]))
         with pytest.raises(UserError, match="'size' holds float64; the model needs a string"):
             frame(datasets.orders(5).assign(size=1.0), features)
+
+    def test_columns_in_the_type_of_an_older_model(self, sides: tuple[Path, Path]) -> None:
+        features = of_schema(dataset.read_schema(sides[0]))
+        rows = datasets.orders(5).assign(size=[1.0, np.nan, 2.5, 1e6, 3.0], f0=["007", "", "8", "x", "1"])
+        known, changed = retyped(rows, features)
+        assert changed == ("size",)
+        assert known["size"].tolist() == ["1", "", "2.5", "1000000", "3"]
+        known, changed = retyped(rows.assign(f0=["007", "", "8", "9", "1"]), features)
+        assert changed == ("f0", "size")
+        assert known["f0"].tolist() == pytest.approx([7, np.nan, 8, 9, 1], nan_ok=True)
 
     def test_beyond_float32(self, sides: tuple[Path, Path]) -> None:
         features = of_schema(dataset.read_schema(sides[0]))
