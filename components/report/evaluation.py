@@ -33,8 +33,8 @@ _FIGURES: Final = (
     ("auc", "AUC"),
     ("calibration_error", "calibration error"),
     ("cost", "cost per decision"),
-    ("selection_rate", "share decided positive"),
-    ("true_positive_rate", "share of positives found"),
+    ("selection_rate", "selection rate"),
+    ("true_positive_rate", "recall"),
 )
 _LEARNERS: Final = {
     "rule": "one-column rule",
@@ -45,8 +45,8 @@ _LEARNERS: Final = {
 _NAMES: Final = {
     **_LEARNERS,
     **dict(_FIGURES),
-    "selection_gap": "gap in decisions between groups",
-    "true_positive_gap": "gap in positives found between groups",
+    "selection_gap": "largest gap in selection rate between groups",
+    "true_positive_gap": "largest gap in recall between groups",
 }
 
 
@@ -203,16 +203,16 @@ def _difference(each: Difference, axis: Axis, bound: float | None) -> Interval:
         reference=axis.at(0),
         bound=axis.at(bound) if bound else None,
         tone=tone,
-        remark={"good": "better", "bad": "worse", "plain": "not clear"}[tone],
+        remark={"good": "better", "bad": "worse", "plain": "inconclusive"}[tone],
     )
 
 
 def _check(check: Check, difference: Difference) -> CheckRow:
     result, tone = (
-        ("passed", "good") if check.passed else ("broken", "bad") if check.broken else ("open", "candidate")
+        ("passed", "good") if check.passed else ("failed", "bad") if check.broken else ("undecided", "candidate")
     )
     end = "upper" if check.value == difference.high else "lower"
-    comparison = {"<": "below", "<=": "at most"}[check.direction]
+    comparison = {"<": "is below", "<=": "is at most"}[check.direction]
     return CheckRow(
         readable(check.name),
         _shown(difference),
@@ -273,7 +273,7 @@ def _roc(sides: Sides, keys: tuple[Key, ...]) -> Chart | None:
     areas = ", ".join(f"{side.metrics.auc:.3f} for {readable(side.learner)}" for _, side in drawn)
     return Chart(
         title="Ranking (ROC)",
-        about=f"Share of positives found against share of negatives flagged. Area: {areas}.",
+        about=f"True positive rate against false positive rate. AUC: {areas}.",
         x=share_ticks(_UNIT.x),
         y=upward(share_ticks(_UNIT.y)),
         marks=(_DIAGONAL, *(_UNIT.line([(x, y) for x, y, _ in side.curves.roc], tone) for tone, side in drawn)),
@@ -289,7 +289,7 @@ def _calibration(sides: Sides, keys: tuple[Key, ...]) -> Chart | None:
     plot = Plot(Axis(0, min(reach, 1.0)), Axis(0, min(reach, 1.0)))
     return Chart(
         title="Calibration",
-        about="Event rate against predicted probability, a tenth of the rows per point. On the diagonal is right.",
+        about="Observed rate by predicted probability, per tenth of the rows. The diagonal is perfect calibration.",
         x=share_ticks(plot.x),
         y=upward(share_ticks(plot.y)),
         marks=(
@@ -317,7 +317,7 @@ def _scores(sides: Sides, keys: tuple[Key, ...]) -> Chart:
     thresholds = ", ".join(f"{side.threshold:.3f} for {readable(side.learner)}" for _, side in sides)
     return Chart(
         title="Scores",
-        about=f"Share of the held-out rows by predicted probability. Thresholds, dashed: {thresholds}.",
+        about=f"Distribution of predicted probabilities on the held-out rows. Thresholds (dashed): {thresholds}.",
         x=share_ticks(plot.x),
         y=(),
         marks=(*marks, *(plot.upright(side.threshold, tone) for tone, side in sides)),
@@ -342,7 +342,7 @@ def _cost(evaluation: Evaluation, sides: Sides, keys: tuple[Key, ...], costs: Co
     chosen = [plot.points([(side.threshold, side.metrics.cost)], tone) for tone, side in sides]
     return Chart(
         title="Cost per decision",
-        about="By the threshold from which on a record is decided positive; the dots are the thresholds in use.",
+        about="As a function of the decision threshold; dots mark the thresholds in use.",
         x=share_ticks(plot.x),
         y=tuple(plot.height(plot.y.high * k / 4, f"{plot.y.high * k / 4:g}") for k in range(5)),
         marks=(*(plot.steps([*points, (1.0, points[-1][1])], tone) for tone, points in lines.items()), *chosen),
@@ -356,13 +356,12 @@ def _told_costs(evaluation: Evaluation, costs: Costs) -> str:
         if side is not None:
             figures = side.metrics
             found = (
-                f" and finds {100 * figures.true_positive_rate:.1f} % of the positives"
+                f" with a recall of {100 * figures.true_positive_rate:.1f} %"
                 if figures.true_positive_rate is not None
                 else ""
             )
             told += (
-                f" From a probability of {side.threshold:.3f} on the {name} decides positive: for "
-                f"{100 * figures.selection_rate:.1f} % of the rows{found}, at {1000 * figures.cost:,.0f} per "
-                "1,000 decisions."
+                f" The {name}'s threshold of {side.threshold:.3f} selects {100 * figures.selection_rate:.1f} % of "
+                f"the rows{found} and costs {1000 * figures.cost:,.0f} per 1,000 decisions."
             )
     return told

@@ -21,7 +21,7 @@ MUCH_DRIFT: Final = 0.25
 _SOURCES: Final = {
     SourceKind.FILE: "from a file",
     SourceKind.DOWNLOAD: "downloaded",
-    SourceKind.SYNTHETIC: "made by the generator",
+    SourceKind.SYNTHETIC: "generated",
 }
 
 
@@ -99,33 +99,33 @@ def _headline(verdict: Verdict | None, phase: Phase | None, challenger: str) -> 
         case Phase.FAILED:
             return "bad", f"Not released: the rollout of {challenger} could not start"
         case None:
-            return "plain", f"Promote: {challenger} won, and no rollout was made"
+            return "plain", f"Promote: {challenger} won, but there was no rollout"
         case _:
-            return "plain", f"Promote: {challenger} won, its rollout is under way"
+            return "plain", f"Promote: {challenger} won; its rollout is in progress"
 
 
 def _facts(result: Mapping[str, Any], summary: Summary) -> tuple[Fact, ...]:
     requests = result["requests"]
     found = [
         Fact("rows of data", f"{summary.rows:,}", "synthetic" if summary.source is SourceKind.SYNTHETIC else ""),
-        Fact("of them held out", f"{summary.test_rows:,}"),
+        Fact("of which held out", f"{summary.test_rows:,}"),
     ]
     if requests["total"]:
         found += [
-            Fact("user requests meanwhile", f"{requests['total']:,}"),
-            Fact("of them failed", f"{requests['failed']:,}"),
+            Fact("requests during the run", f"{requests['total']:,}"),
+            Fact("of which failed", f"{requests['failed']:,}"),
         ]
-    return (*found, Fact("in all", words.duration(result["timings_s"]["total"])))
+    return (*found, Fact("total time", words.duration(result["timings_s"]["total"])))
 
 
 def _data(config: Config, summary: Summary) -> DataStory:
     return DataStory(
         synthetic=summary.source is SourceKind.SYNTHETIC,
         told=(
-            f"{summary.rows:,} rows of {summary.columns} columns, {_SOURCES[summary.source]}. "
-            f"{summary.train_rows:,} rows to learn from, {summary.test_rows:,} held out; {config.target} is "
-            f"{summary.positive} in {100 * summary.positive_rate:.1f} % of them. "
-            f"{words.count(len(summary.features), 'column')} went into the models."
+            f"{summary.rows:,} rows with {summary.columns} columns, {_SOURCES[summary.source]}: "
+            f"{summary.train_rows:,} for training, {summary.test_rows:,} held out. {config.target} is "
+            f"{summary.positive} in {100 * summary.positive_rate:.1f} % of the rows. "
+            f"{words.count(len(summary.features), 'column')} served as features."
         ),
         dropped=tuple(summary.dropped.items()),
         drift=_drift(summary),
@@ -139,7 +139,7 @@ def _drift(summary: Summary) -> tuple[DriftRow, ...]:
         DriftRow(
             column=each.column,
             psi=f"{each.psi:.3f}",
-            reading="another population" if each.psi > MUCH_DRIFT else "has moved",
+            reading="large" if each.psi > MUCH_DRIFT else "moderate",
             tone="bad" if each.psi > MUCH_DRIFT else "candidate",
             missing_before=f"{100 * each.missing_before:.1f} %",
             missing_now=f"{100 * each.missing_now:.1f} %",
@@ -151,12 +151,15 @@ def _drift(summary: Summary) -> tuple[DriftRow, ...]:
 
 def _told_drift(summary: Summary) -> str:
     if not summary.drift:
-        return "There is no champion whose data these could have drifted from."
+        return "There is no champion to compare the data with."
     moved = sum(each.psi >= SOME_DRIFT for each in summary.drift)
     most = max(summary.drift, key=lambda each: each.psi)
     if moved == 0:
         return (
-            f"No column has moved from the rows the champion learned from: the largest index is {most.psi:.3f} "
-            f"({most.column}), and below {SOME_DRIFT} there is nothing to see."
+            f"No column has drifted from the champion's training rows: the largest population stability index is "
+            f"{most.psi:.3f} ({most.column}), below {SOME_DRIFT}."
         )
-    return f"{words.count(moved, 'column')} moved from the rows the champion learned from."
+    return (
+        f"{words.count(moved, 'column')} drifted from the champion's training rows, by the population stability "
+        f"index (PSI): moderate from {SOME_DRIFT}, large above {MUCH_DRIFT}."
+    )

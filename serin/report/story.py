@@ -129,9 +129,9 @@ def _facts(rollout: ModelRollout) -> tuple[Fact, ...]:
     exposed_s = (without[-1] - with_traffic[0]).total_seconds() if without else 0.0
     passed = sum(check.passed for check in status.checks)
     found = [
-        Fact("requests the candidate answered", f"{requests:,}", _share(requests, requests + status.requests.stable)),
-        Fact("of them failed", f"{errors:,}", _share(errors, requests)),
-        Fact("time with user traffic", words.duration(exposed_s)),
+        Fact("candidate requests", f"{requests:,}", _share(requests, requests + status.requests.stable)),
+        Fact("of which failed", f"{errors:,}", _share(errors, requests)),
+        Fact("time with traffic", words.duration(exposed_s)),
     ]
     if status.checks:
         found.append(Fact("checks passed before traffic", f"{passed} of {len(status.checks)}"))
@@ -180,11 +180,11 @@ def _traffic(rollout: ModelRollout, slots: Sequence[Slot], time: Axis) -> Chart:
     plot = Plot(time, Axis(0, min(1.0, nice_top(1.1 * max(share for _, share in (*wanted, *observed))))))
     return Chart(
         title="Traffic to the candidate",
-        about="The line is what the plan wanted, the dots are what the gateway counted.",
+        about="Line: planned. Dots: counted at the gateway.",
         x=time_ticks(time, at_most=8),
         y=upward(share_ticks(plot.y)),
         marks=(plot.step_area(steps, "candidate"), plot.steps(steps, "candidate"), plot.dots(observed, "ink")),
-        keys=(Key("candidate", "wanted"), Key("ink", "observed")),
+        keys=(Key("candidate", "planned"), Key("ink", "observed")),
         spans=_spans(rollout, start_s, time),
         wide=True,
     )
@@ -217,8 +217,8 @@ def _evidence(rollout: ModelRollout, windows: Sequence[Window], time: Axis) -> C
     limit, doubt = -math.log10(spec.judge.alpha), math.log10(spec.judge.suspicion)
     plot = Plot(time, Axis(0, limit * 1.25))
     return Chart(
-        title="Evidence that the candidate does harm",
-        about=f"Odds against a harmless candidate. From {10**limit:,.0f} : 1 on it is rolled back.",
+        title="Evidence of harm",
+        about=f"Odds against the candidate being harmless. At {10**limit:,.0f} : 1 it is rolled back.",
         x=time_ticks(time, at_most=8),
         y=(plot.height(0, "none"), plot.height(doubt, f"{10**doubt:,.0f} : 1"), plot.height(limit, _odds(limit))),
         marks=(
@@ -227,7 +227,7 @@ def _evidence(rollout: ModelRollout, windows: Sequence[Window], time: Axis) -> C
             plot.area(points, "ink"),
             plot.line(points, "ink"),
         ),
-        notes=(plot.height(limit, "roll back"), plot.height(doubt, "no step forward")),
+        notes=(plot.height(limit, "roll back"), plot.height(doubt, "no advance")),
         wide=True,
     )
 
@@ -284,8 +284,8 @@ def _failures(windows: Sequence[Window], slots: Sequence[Slot], time: Axis) -> C
         for counts in (timeline.total(windows, arm),)
     )
     return Chart(
-        title="Failed requests so far",
-        about=f"Share of each revision's requests. At the end: {told}.",
+        title="Cumulative failure rate",
+        about=f"Fraction of each revision's requests that failed. In total: {told}.",
         x=time_ticks(time),
         y=upward(share_ticks(plot.y, 2)),
         marks=tuple(plot.line(points, arm) for arm, points in lines.items() if points),
@@ -306,7 +306,7 @@ def _latencies(windows: Sequence[Window]) -> Chart | None:
     edges = [0.0, *LATENCY_EDGES_S[LATENCY_GROUP - 1 :: LATENCY_GROUP]]
     return _distribution(
         "Latency",
-        "Share of each revision's answers, by how long they took in the model server.",
+        "Distribution of each revision's response times in the model server.",
         axis,
         tuple(
             Tick(axis.at(ms / 1000), f"{ms:g} ms" if ms < 1000 else f"{ms / 1000:g} s")
@@ -330,7 +330,7 @@ def _scores(windows: Sequence[Window]) -> Chart | None:
     axis = Axis(0, 1)
     return _distribution(
         "Scores",
-        "Share of each revision's answers, by the probability they gave.",
+        "Distribution of each revision's predicted probabilities.",
         axis,
         share_ticks(axis),
         {arm: _grouped(score, edges, SCORE_GROUP, 0.0) for arm, score in counts.items()},
@@ -382,18 +382,18 @@ def _metrics(rollout: ModelRollout) -> tuple[Interval, ...]:
 def _plan(rollout: ModelRollout) -> tuple[str, ...]:
     plan = rollout.spec.effective_plan
     stages = [
-        f"{stage.traffic} %: at least {words.duration(stage.min_seconds)}, and harm of {stage.margin:g} times "
-        "stable's ruled out"
+        f"{stage.traffic} %: at least {words.duration(stage.min_seconds)}, and until harm of {stage.margin:g} times "
+        "stable's rate is ruled out"
         for stage in plan.stages
     ]
-    return (*stages, f"{plan.bake.traffic} %: {words.duration(plan.bake.seconds)}, with stable kept warm")
+    return (*stages, f"{plan.bake.traffic} %: bake for {words.duration(plan.bake.seconds)}, with stable kept warm")
 
 
 def _guarantee(rollout: ModelRollout) -> str:
     spec = rollout.spec.judge
     return (
-        f"At most {100 * spec.alpha:g} % of harmless candidates are rolled back, however often one looks. "
-        f"A stage lets at most {100 * spec.beta:g} % of the candidates pass that do the harm it is to rule out."
+        f"At most {100 * spec.alpha:g} % of harmless candidates are ever rolled back, however often the evidence is "
+        f"checked. At most {100 * spec.beta:g} % of candidates with the harm that a stage must rule out pass it."
     )
 
 
@@ -419,11 +419,11 @@ def _identity(rollout: ModelRollout) -> tuple[Fact, ...]:
         "service": rollout.spec.service,
         "stable revision": status.stable_revision,
         "candidate revision": status.candidate_revision,
-        "model": candidate.storage_uri or "a predictor",
+        "model": candidate.storage_uri or "custom predictor",
         "digest": candidate.digest,
         "runtime": candidate.runtime if candidate.storage_uri else None,
         "judge's policy": status.policy_hash,
-        "began": f"{status.started_at:%Y-%m-%d %H:%M:%S} UTC" if status.started_at else None,
+        "started": f"{status.started_at:%Y-%m-%d %H:%M:%S} UTC" if status.started_at else None,
         "ended": f"{status.finished_at:%Y-%m-%d %H:%M:%S} UTC" if status.finished_at else None,
     }
     return tuple(Fact(label, value) for label, value in found.items() if value)
