@@ -38,18 +38,18 @@ class PolicyFile(Document):
     judge: JudgeSpec = JudgeSpec()
 
 
-_profile = click.option("--profile", type=click.Choice(list(PROFILES)), help="A ready-made plan.")
+_profile = click.option("--profile", type=click.Choice(list(PROFILES)), help="A predefined plan.")
 _policy = click.option(
     "--policy", "policy_file", type=click.Path(path_type=Path), help="YAML file with `plan` and `judge`."
 )
-_stable = click.option("--stable", metavar="REVISION", help="In a Prometheus export: the revision that served.")
-_candidate = click.option("--candidate", metavar="REVISION", help="In a Prometheus export: the one released.")
+_stable = click.option("--stable", metavar="REVISION", help="Stable's revision in a Prometheus export.")
+_candidate = click.option("--candidate", metavar="REVISION", help="The candidate's revision in a Prometheus export.")
 
 
 @click.command()
 @click.option("--rps", type=click.FloatRange(min=0.01), default=100, show_default=True, help="Requests per second.")
 @click.option(
-    "--error-rate", type=click.FloatRange(0, 0.5), default=0.01, show_default=True, help="Stable's, 0 to 1."
+    "--error-rate", type=click.FloatRange(0, 0.5), default=0.01, show_default=True, help="Stable's error rate."
 )
 @click.option(
     "--latency-ms", type=click.FloatRange(min=0.1), default=80, show_default=True, help="Stable's median latency."
@@ -57,7 +57,7 @@ _candidate = click.option("--candidate", metavar="REVISION", help="In a Promethe
 @_profile
 @_policy
 def plan(rps: float, error_rate: float, latency_ms: float, profile: str | None, policy_file: Path | None) -> None:
-    """How long a healthy rollout takes at this traffic, and what a regression would expose."""
+    """Forecast a rollout's duration and the exposure to a regression."""
     chosen, judge = _plan_and_judge(profile, policy_file)
     found = forecast(chosen, judge, Traffic(rps, error_rate, latency_ms), np.random.default_rng(_SEED))
     click.echo("\n".join(told_forecast(found, chosen)))
@@ -67,7 +67,7 @@ def plan(rps: float, error_rate: float, latency_ms: float, profile: str | None, 
 @rollout_argument
 @pass_platform
 def explain(platform: Platform, rollout: str | None) -> None:
-    """The decision on a rollout (the latest one) in words, with intervals of candidate / stable."""
+    """Explain the decision on a rollout (default: the latest)."""
     click.echo("\n".join(told(rollout_named(platform, rollout), datetime.now(UTC))))
 
 
@@ -86,7 +86,7 @@ def replay_command(
     stable: str | None,
     candidate: str | None,
 ) -> None:
-    """Judge a recorded rollout, or a file, again under another policy.
+    """Judge a recorded rollout or a file under another policy.
 
     A file is a timeline (Parquet, CSV) or a Prometheus export (JSON, from query_range).
     """
@@ -108,7 +108,7 @@ def aa(
     stable: str | None,
     candidate: str | None,
 ) -> None:
-    """From a rollout of the same model (A/A): how often it would be rolled back; proposes margins."""
+    """Evaluate an A/A rollout: false rollbacks and the margins needed."""
     windows, own_plan, own_judge = _record(context, rollout, stable, candidate)
     chosen, judge = _plan_and_judge(None, policy_file, own_plan, own_judge)
     found = twins(windows, policy_for(chosen, judge))
@@ -118,14 +118,20 @@ def aa(
 @click.command()
 @click.argument("labels_file", metavar="LABELS", type=click.Path(path_type=Path))
 @click.option("--log", type=click.Path(path_type=Path), required=True, help="Directory of the prediction log.")
-@click.option("--stable", metavar="REVISION", required=True, help="The revision that served.")
-@click.option("--candidate", metavar="REVISION", required=True, help="The one released.")
-@click.option("--false-positive", type=click.FloatRange(0), default=1, show_default=True, help="Its cost.")
-@click.option("--false-negative", type=click.FloatRange(0), default=1, show_default=True, help="Its cost.")
-@click.option("--positive", metavar="DECISION", help="The positive decision; needed when the costs differ.")
-@click.option("--cohort-hours", type=click.FloatRange(min=0.001), default=1, show_default=True)
+@click.option("--stable", metavar="REVISION", required=True, help="Stable's revision.")
+@click.option("--candidate", metavar="REVISION", required=True, help="The candidate's revision.")
+@click.option("--false-positive", type=click.FloatRange(0), default=1, show_default=True, help="Cost of one.")
+@click.option("--false-negative", type=click.FloatRange(0), default=1, show_default=True, help="Cost of one.")
+@click.option("--positive", metavar="DECISION", help="The positive decision; required if the costs differ.")
 @click.option(
-    "--delay-hours", type=click.FloatRange(0), default=168, show_default=True, help="Beyond almost every label."
+    "--cohort-hours", type=click.FloatRange(min=0.001), default=1, show_default=True, help="Length of a cohort."
+)
+@click.option(
+    "--delay-hours",
+    type=click.FloatRange(0),
+    default=168,
+    show_default=True,
+    help="Time for almost all labels to arrive.",
 )
 def labels(
     labels_file: Path,
@@ -138,7 +144,10 @@ def labels(
     cohort_hours: float,
     delay_hours: float,
 ) -> None:
-    """Judge late LABELS (request_id, label; CSV or Parquet): does the candidate decide worse? Exit code 1: yes."""
+    """Judge by late labels whether the candidate decides worse.
+
+    LABELS is a CSV or Parquet file with request_id and label. Exit code 1: the candidate is worse.
+    """
     costs = Costs(false_positive, false_negative, positive)
     found = cohorts(log, labels_file, stable=stable, candidate=candidate, costs=costs, cohort_s=3600 * cohort_hours)
     now_s = datetime.now(UTC).timestamp()
@@ -163,23 +172,24 @@ def told(rollout: ModelRollout, now: datetime) -> list[str]:
         words.sentence(status.reason),
     ]
     if status.would_roll_back_at is not None:
-        lines.append(f"Dry run: it would have been sent back at {status.would_roll_back_at:%H:%M:%S} UTC.")
+        lines.append(f"Dry run: it would have been rolled back at {status.would_roll_back_at:%H:%M:%S} UTC.")
     if status.alert:
-        lines.append(f"Look at it: {words.sentence(status.alert)}")
+        lines.append(f"Needs attention: {words.sentence(status.alert)}")
     if not status.evidence:
-        return [*lines, "Nothing was judged: the candidate had no traffic beside stable."]
+        return [*lines, "Nothing was judged: candidate and stable never shared traffic."]
     lines += [
         "",
         f"Requests: {status.requests.candidate:,} on the candidate, {status.requests.stable:,} on stable; "
-        f"{words.harm(status.log10_e, judge)}. At most {judge.alpha:.1%} of harmless candidates are ever sent back.",
-        f"Intervals of candidate / stable hold at all times at once with probability {1 - judge.alpha:.3g}:",
+        f"{words.harm(status.log10_e, judge)}.",
+        f"At most {100 * judge.alpha:g} % of harmless candidates are ever rolled back.",
+        f"Intervals of candidate / stable, simultaneously valid at all times with probability {1 - judge.alpha:.3g}:",
     ]
     for each in status.evidence:
         state = words.metric_state(each, judge)
         interval = words.interval(each.ratio.low, each.ratio.high) if each.judged else ""
         lines.append(f"  {each.metric:<10} {state:<11} {interval}".rstrip())
     missing = words.waits_for(rollout.spec, status, now)
-    return [*lines, *(f"Waits for {what}." for what in missing)]
+    return [*lines, *(f"Waiting for {what}." for what in missing)]
 
 
 def told_steps(steps: list[Step], windows: list[Window]) -> list[str]:
@@ -190,31 +200,31 @@ def told_steps(steps: list[Step], windows: list[Window]) -> list[str]:
         for step in steps
     ]
     if not steps:
-        return ["The record holds no window with traffic on a candidate."]
+        return ["The record has no window with candidate traffic."]
     if steps[-1].action is not Action.ROLLBACK:
-        lines.append("Never rolled back. Traffic is the recorded one: an earlier stage's end would have changed it.")
+        lines.append("Never rolled back. Traffic is as recorded, even where a stage would have ended earlier.")
     return lines
 
 
 def told_forecast(found: Forecast, plan: Plan) -> list[str]:
     lines = [
-        f"Stage {k + 1}, {need.traffic} %: at least {words.duration(stage.min_seconds)}; the slowest to show is "
+        f"Stage {k + 1}, {need.traffic} %: at least {words.duration(stage.min_seconds)}; the slowest metric is "
         f"{need.slowest}, about {need.requests:,.0f} requests or {words.duration(need.seconds)}."
         for k, (need, stage) in enumerate(zip(found.stages, plan.stages, strict=True))
     ]
     lines += [
-        f"Cannot be judged at this traffic: {need.slowest} at {need.traffic} % needs {words.duration(need.seconds)}, "
-        f"the deadline is {words.duration(plan.deadline_seconds)}."
+        f"Cannot be judged at this request rate: {need.slowest} at {need.traffic} % needs "
+        f"{words.duration(need.seconds)}, the deadline is {words.duration(plan.deadline_seconds)}."
         for need in found.stages
         if need.seconds > plan.deadline_seconds
     ]
     healthy = "not within the deadline" if found.healthy_s is None else f"in {words.duration(found.healthy_s)}"
     lines.append(f"A healthy candidate reaches the bake {healthy} (median of simulated rollouts).")
     if found.exposed is None or found.exposed_s is None:
-        lines.append("A candidate with 2 points more errors is mostly not found at this traffic.")
+        lines.append("At this request rate a candidate with 2 points more errors is usually not detected.")
     else:
         lines.append(
-            f"A candidate with 2 points more errors is sent back after {found.exposed:,} of its requests, "
+            f"A candidate with 2 points more errors is rolled back after {found.exposed:,} of its requests, "
             f"{words.duration(found.exposed_s)}."
         )
     return lines
@@ -224,19 +234,19 @@ def told_twins(found: Twins) -> list[str]:
     margin = "none of those tried" if found.latency_margin is None else f"{found.latency_margin:g}"
     tolerance = "none of those tried" if found.score_tolerance is None else f"{found.score_tolerance:g}"
     return [
-        f"Rolled back: {found.rolled_back} of {found.rollouts} rollouts cut from the record.",
-        f"Smallest latency margin under which nothing speaks against the twin: {margin}.",
-        f"Smallest score tolerance under which nothing speaks against the twin: {tolerance}.",
+        f"Rolled back: {found.rolled_back} of {words.count(found.rollouts, 'section')} of the record.",
+        f"Smallest latency margin without evidence of harm: {margin}.",
+        f"Smallest score tolerance without evidence of harm: {tolerance}.",
     ]
 
 
 def told_labels(found: list[Cohort], mature: list[Window], decision: Decision) -> list[str]:
-    lines = [f"Judged: {len(mature)} of {words.count(len(found), 'cohort')}; the others wait for labels."]
+    lines = [f"Judged: {len(mature)} of {words.count(len(found), 'cohort')}; the others are waiting for labels."]
     for name in ("stable", "candidate"):
         arms = [getattr(window, name) for window in mature]
         labelled, harm = sum(arm.requests for arm in arms), sum(arm.events[METRIC] for arm in arms)
-        cost = f"{harm / labelled:.2%} of the largest cost" if labelled else "nothing known"
-        lines.append(f"  {name:<9}  {labelled:>9,} decisions with a label, {cost} each")
+        cost = f"mean cost {100 * harm / labelled:.2f} % of the maximum" if labelled else "cost unknown"
+        lines.append(f"  {name:<9}  {labelled:>9,} labelled decisions, {cost}")
     return [*lines, words.sentence(decision.reason)]
 
 
@@ -272,7 +282,7 @@ def _record(
     """The windows of a rollout, or of a file, and the policy it was judged by (the defaults for a file)."""
     if rollout is not None and Path(rollout).suffix == ".json":
         if stable is None or candidate is None:
-            raise UserError("An export names no rollout: tell both revisions with --stable and --candidate.")
+            raise UserError("A Prometheus export needs --stable and --candidate to name the two revisions.")
         return read_export(Path(rollout), stable, candidate), PROFILES["balanced"], JudgeSpec()
     if rollout is not None and Path(rollout).suffix in (".parquet", ".csv"):
         return read(Path(rollout)), PROFILES["balanced"], JudgeSpec()

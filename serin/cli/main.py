@@ -55,7 +55,7 @@ class _Commands(click.Group):
             if not command.hidden and name not in SWITCHES
         ]
         first, *others = SWITCHES
-        rows.append((first, f"Steer a rollout; the same way {', '.join(others)}."))
+        rows.append((first, f"Steer a rollout; likewise {', '.join(others)}."))
         with formatter.section("Commands"):
             formatter.write_dl(rows)
 
@@ -74,7 +74,7 @@ def _home(context: click.Context) -> Path:
         home: Path = said(context, "home") or Path(".serin")
         return home.resolve()
     if not named.startswith("embedded:"):
-        raise UserError(f"`serin {context.info_name}` is for the embedded platform; {named} is none.")
+        raise UserError(f"`serin {context.info_name}` works only on the embedded platform, not on {named}.")
     return Path(named.removeprefix("embedded:")).resolve()
 
 
@@ -95,8 +95,8 @@ def _local(*, envvar: str | None = None) -> list[click.Option]:
 def _on_cluster() -> list[click.Option]:
     """Which namespace, for `kubectl serin` and its commands."""
     return [
-        remembered("-n", "--namespace", help="Default: that of the current context."),
-        remembered("--context", help="Of the kubeconfig."),
+        remembered("-n", "--namespace", help="Default: the current context's."),
+        remembered("--context", help="Context of the kubeconfig."),
     ]
 
 
@@ -107,7 +107,7 @@ def _cluster(context: click.Context) -> Platform:
 
 
 _SETTINGS: Final = {"help_option_names": ["-h", "--help"], "max_content_width": 100}
-_HELP: Final = "Release models through canaries that promote or take themselves back."
+_HELP: Final = "Release models through canaries that promote or roll themselves back."
 
 cli = _Commands(
     "serin", help=_HELP, params=_local(envvar="SERIN_HOME"), context_settings={**_SETTINGS, "obj": _platform}
@@ -119,7 +119,7 @@ plugin = _Commands("kubectl serin", help=_HELP, params=_on_cluster(), context_se
 @cli.command()
 @click.pass_context
 def up(context: click.Context) -> None:
-    """Start the platform, or find it running."""
+    """Start the platform if it is not running."""
     click.echo(f"serving at {client.up(_home(context))}")
 
 
@@ -134,7 +134,7 @@ def down(context: click.Context) -> None:
 @cli.command()
 @pass_platform
 def status(platform: Platform) -> None:
-    """What serves, and every rollout."""
+    """Show the service and all rollouts."""
     rollouts = platform.rollouts()
     click.echo(platform.problem() or str(platform))
     if not rollouts:
@@ -150,8 +150,10 @@ def status(platform: Platform) -> None:
 @click.argument("model_folder", type=click.Path(path_type=Path))
 @click.option("--service", required=True, help="Name of the service (and of the model in its paths).")
 @click.option("--plan", "plan_file", type=click.Path(path_type=Path), help="YAML file with a plan.")
-@click.option("--profile", type=click.Choice(list(PROFILES)), help="A ready-made plan.")
-@click.option("--traffic", default="none", show_default=True, help="Requests per second to send meanwhile, or none.")
+@click.option("--profile", type=click.Choice(list(PROFILES)), help="A predefined plan.")
+@click.option(
+    "--traffic", default="none", show_default=True, help="Requests per second to send during the rollout, or none."
+)
 @click.pass_context
 def release_command(
     context: click.Context,
@@ -161,7 +163,7 @@ def release_command(
     profile: str | None,
     traffic: str,
 ) -> None:
-    """Release a model directory as a canary and watch it to its end."""
+    """Release a model directory as a canary and watch until it ends."""
     home = _home(context)
     model.verify(model_folder.resolve())
     digest = model.digest(model_folder)
@@ -185,7 +187,7 @@ def release_command(
 @rollout_argument
 @pass_platform
 def watch(platform: Platform, rollout: str | None) -> None:
-    """Watch a rollout (the latest one) until it ends."""
+    """Watch a rollout (default: the latest) until it ends."""
     _end(_watched(platform, rollout_named(platform, rollout).metadata.name))
 
 
@@ -193,7 +195,7 @@ def watch(platform: Platform, rollout: str | None) -> None:
 @rollout_argument
 @pass_platform
 def history(platform: Platform, rollout: str | None) -> None:
-    """What happened, and why, step by step."""
+    """Show what happened step by step, and why."""
     found = rollout_named(platform, rollout)
     click.echo(f"{found.metadata.name} of {found.spec.service}")
     for entry in found.status.history:
@@ -214,22 +216,26 @@ def _switch(name: str, change: dict[str, bool], told: str, text: str) -> None:
         click.echo(f"{found.metadata.name}: {told}")
 
 
-_switch("pause", {"paused": True}, "paused; the judge goes on watching", "Hold the split where it is.")
-_switch("resume", {"paused": False}, "resumed", "Go on after a pause.")
-_switch("approve", {"approved": True}, "approved", "Answer a rollout that waits for approval.")
-_switch("promote", {"promote": True}, "promoting, outside the judge's guarantee", "Skip what is left of the plan.")
-_switch("abort", {"abort": True}, "aborting, traffic goes back to stable", "End a rollout with traffic on stable.")
+_switch("pause", {"paused": True}, "paused; the judge keeps watching", "Keep traffic where it is.")
+_switch("resume", {"paused": False}, "resumed", "Continue after a pause.")
+_switch("approve", {"approved": True}, "approved", "Approve a rollout that is waiting for approval.")
+_switch("promote", {"promote": True}, "promoting, outside the judge's guarantee", "Skip the rest of the plan.")
+_switch("abort", {"abort": True}, "aborting, rolling back to stable", "Roll back: all traffic to stable.")
 
 
 @cli.command()
 @click.argument("fault", type=click.Choice(FAULTS))
-@click.option("--service", default=None, help="Default: the only service there is.")
-@click.option("--checks/--no-checks", default=True, help="Check at 0 % traffic first, or let live traffic find it.")
+@click.option("--service", default=None, help="Default: the only service.")
+@click.option("--checks/--no-checks", default=True, help="Check at 0 % traffic, or let live traffic find the fault.")
 @click.option("--traffic", type=click.FloatRange(0), default=100, show_default=True, help="Requests per second.")
 @click.option(
-    "--first-stage", type=click.IntRange(1, 99), default=5, show_default=True, help="Percent to begin with."
+    "--first-stage",
+    type=click.IntRange(1, 99),
+    default=5,
+    show_default=True,
+    help="Traffic of the first stage, in %.",
 )
-@click.option("--rate", type=click.FloatRange(0, 1), default=1, show_default=True, help="Share of requests it hits.")
+@click.option("--rate", type=click.FloatRange(0, 1), default=1, show_default=True, help="Fraction of requests hit.")
 @click.pass_context
 def drill(
     context: click.Context,
@@ -241,13 +247,13 @@ def drill(
     first_stage: int,
     rate: float,
 ) -> None:
-    """Release a deliberately bad candidate and show the way back."""
+    """Release a deliberately bad candidate and watch it roll back."""
     home = _home(context)
     platform = _existing(home)
     service = service or _only_service(platform)
     champion = platform.champion(service)
     if champion is None:
-        raise UserError(f"Service {service} serves nothing yet; release a first model with `make run`.")
+        raise UserError(f"Service {service} has no model yet; release one with `make run`.")
     client.up(home)
     stages = tuple(Stage(traffic=share, min_seconds=10) for share in sorted({first_stage, 25, 50}))
     spec = Spec(
@@ -273,8 +279,8 @@ def drill(
         ended = _watched(platform, rollout.metadata.name)
     exposed = tally()
     click.echo(
-        f"user requests the bad candidate saw: {ended.status.requests.candidate}; "
-        f"failed in all: {exposed.get('failed', 0)} of {exposed.get('sent', 0)}"
+        f"requests served by the bad candidate: {ended.status.requests.candidate}; "
+        f"failed in total: {exposed.get('failed', 0)} of {exposed.get('sent', 0)}"
     )
     if ended.status.phase is not Phase.ROLLED_BACK:
         raise SystemExit(1)
@@ -284,7 +290,7 @@ def drill(
 @click.option("--service", required=True)
 @click.option("--rate", type=_POSITIVE, default=100, show_default=True, help="Requests per second.")
 @click.option("--seconds", type=_POSITIVE, default=None, help="Default: until stopped.")
-@click.option("--out", type=click.Path(path_type=Path), help="File for the counts, renewed every second.")
+@click.option("--out", type=click.Path(path_type=Path), help="File for the counts, rewritten every second.")
 @pass_platform
 def load(platform: Platform, service: str, rate: float, seconds: float | None, out: Path | None) -> None:
     """Send recorded requests on schedule and count every answer by revision and status."""
@@ -292,7 +298,7 @@ def load(platform: Platform, service: str, rate: float, seconds: float | None, o
 
     champion = platform.champion(service)
     if champion is None or platform.address is None:
-        raise UserError(f"Service {service} serves nothing yet; release a first model with `make run`.")
+        raise UserError(f"Service {service} has no model yet; release one with `make run`.")
     records = model.samples(champion.model).records
     tally = asyncio.run(
         load_generator.run_to_file(platform.address, service, records, rate=rate, seconds=seconds, out=out)
@@ -303,14 +309,14 @@ def load(platform: Platform, service: str, rate: float, seconds: float | None, o
 @cli.command()
 @click.pass_context
 def doctor(context: click.Context) -> None:
-    """What a cluster lacks for releases, each with its fix."""
+    """Show what a cluster is missing for releases, with fixes."""
     from serin.platforms.kserve import doctor as examination
     from serin.platforms.kserve.client import KServe
 
     context.meta.setdefault("serin.platform", "kserve")
     platform = connected(context)
     if not isinstance(platform, KServe):
-        raise UserError("`serin doctor` looks at clusters; name one with --platform kserve:NAMESPACE.")
+        raise UserError("`serin doctor` checks clusters; name one with --platform kserve:NAMESPACE.")
     reading = examination.read(platform.api, platform.namespace)
     found = examination.findings(reading, datetime.now(UTC))
     for each in found:
@@ -339,7 +345,7 @@ def _existing(home: Path) -> Embedded:
 def _only_service(platform: Embedded) -> str:
     names = [service.name for service in platform.store.services()]
     if len(names) != 1:
-        raise UserError(f"Say which service with --service; there are {', '.join(names) or 'none'}.")
+        raise UserError(f"Choose a service with --service; there are {', '.join(names) or 'none'}.")
     return names[0]
 
 
@@ -463,7 +469,7 @@ def guarded(command: click.Command, name: str | None = None) -> None:
         error.show()
         sys.exit(error.exit_code)
     except (click.Abort, KeyboardInterrupt):
-        click.echo("interrupted; a rollout under way goes on: look with `serin status`", err=True)
+        click.echo("interrupted; a running rollout continues: see `serin status`", err=True)
         sys.exit(130)
 
 

@@ -135,7 +135,7 @@ def _split(status: Status, recent: Sequence[Window]) -> Text:
             line.append("┃", "bold")
         else:
             line.append("█" if cell < filled else "─", _ARM_STYLE[Arm.CANDIDATE] if cell < filled else "dim")
-    line.append(f"  wanted {status.traffic} %", "bold")
+    line.append(f"  planned {status.traffic} %", "bold")
     return line.append(f"  observed {observed:.1f} %" if observed is not None else "  no requests yet", "dim")
 
 
@@ -183,9 +183,9 @@ def _spark(values: Sequence[int]) -> str:
 def _evidence(rollout: ModelRollout) -> Table:
     judge, status = rollout.spec.judge, rollout.status
     rows = Table(box=None, pad_edge=False, header_style="dim", padding=(0, 3, 0, 0))
-    rows.add_column("judged", no_wrap=True)
+    rows.add_column("metric", no_wrap=True)
     rows.add_column(words.harm(status.log10_e, judge), no_wrap=True)
-    rows.add_column("candidate against stable", no_wrap=True)
+    rows.add_column("candidate / stable", no_wrap=True)
     for each in status.evidence:
         state = words.metric_state(each, judge)
         rows.add_row(each.metric, Text(state, _STATE_STYLE[state]), _ratio(each))

@@ -113,7 +113,7 @@ def twins(windows: Sequence[Window], policy: Policy) -> Twins:
     before = [window for window in windows if window.stage == BEFORE]
     after = [window for window in windows if window.stage != BEFORE]
     if len(after) < _SHORTEST:
-        raise UserError(f"An A/A test needs at least {_SHORTEST} windows with traffic, the record has {len(after)}.")
+        raise UserError(f"An A/A test needs at least {_SHORTEST} windows with traffic; the record has {len(after)}.")
     rollouts = min(len(after) // _SHORTEST, _MOST)
     size = len(after) // rollouts
     ends = [replay([*before, *after[k * size : (k + 1) * size]], policy)[-1].action for k in range(rollouts)]

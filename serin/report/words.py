@@ -39,9 +39,9 @@ def metric_state(evidence: MetricEvidence, judge: JudgeSpec) -> State:
 def harm(log10_e: float, judge: JudgeSpec) -> str:
     """The combined evidence of harm."""
     if log10_e >= -math.log10(judge.alpha):
-        return "harm is proved"
+        return "harm proven"
     if log10_e >= math.log10(judge.suspicion):
-        return "looks harmful, not proved"
+        return "harm suspected"
     return "no sign of harm"
 
 
@@ -127,7 +127,7 @@ def waits_for(spec: Spec, status: Status, now: datetime) -> list[str]:
     if status.phase.terminal or status.phase is Phase.ROLLING_BACK:
         return []
     if status.phase is Phase.WAITING:
-        return ["a person: approve, resume, promote or abort"]
+        return ["a decision: approve, resume, promote or abort"]
     plan = spec.effective_plan
     since_s = (now - status.entered_at).total_seconds() if status.entered_at else 0.0
     found = []
@@ -135,7 +135,7 @@ def waits_for(spec: Spec, status: Status, now: datetime) -> list[str]:
         baking = status.stage == len(plan.stages)
         at_least_s = plan.bake.seconds if baking else plan.stages[status.stage].min_seconds
         if since_s < at_least_s:
-            found.append(f"the stage's time: {duration(since_s)} of {duration(at_least_s)}")
+            found.append(f"the stage's minimum time: {duration(since_s)} of {duration(at_least_s)}")
     if status.needs_requests is not None:
         soon = f", {duration(status.needs_seconds)}" if status.needs_seconds is not None else ""
         found.append(f"evidence: about {status.needs_requests:,} more candidate requests{soon}")
@@ -152,7 +152,7 @@ def headline(rollout: ModelRollout) -> str:
         case Phase.ROLLED_BACK:
             before = last_forward(status.history)
             return (
-                f"Rolled back after {took} at {stage(plan, before)}" if took and before else "Ended before it began"
+                f"Rolled back after {took} at {stage(plan, before)}" if took and before else "Ended before it started"
             )
         case Phase.FAILED:
             return "Could not start"

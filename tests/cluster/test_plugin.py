@@ -19,7 +19,7 @@ def test_the_plugin_steers_a_rollout(released: Cluster) -> None:
     released.rollout("steered", "v4", approval="beforeTraffic")
     released.until("steered", "Waiting")
     assert "is being released by steered" in plugin(released, "doctor")[1]
-    assert plugin(released, "pause")[1] == "steered: paused; the judge goes on watching\n"
+    assert plugin(released, "pause")[1] == "steered: paused; the judge keeps watching\n"
     assert plugin(released, "resume", "steered")[0] == 0
     assert plugin(released, "abort")[0] == 0
     code, said = plugin(released, "watch", "steered")

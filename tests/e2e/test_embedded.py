@@ -269,7 +269,7 @@ def test_the_commands_tell_the_whole_story(tmp_path, models, monkeypatch, capsys
         assert counted["failed"] == 0 and counted["answered"] == counted["sent"] > 0
 
         drilled = serin("drill", "errors", "--traffic", "50")
-        assert "user requests the bad candidate saw: 0; failed in all: 0 of " in drilled.splitlines()[-1]
+        assert "requests served by the bad candidate: 0; failed in total: 0 of " in drilled.splitlines()[-1]
         assert json.loads(next((tmp_path / "runs").glob("drill-errors-*/load.json")).read_text())["failed"] == 0
         assert "Refused at 0 % traffic" in serin("history")
         assert serin("watch", code=1).splitlines()[-1].startswith("RolledBack: Refused")

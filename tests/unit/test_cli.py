@@ -124,9 +124,9 @@ def test_an_unknown_rollout_is_named(serin, store, command):
 
 
 def test_a_drill_needs_a_service_that_serves(serin, store):
-    assert "Say which service with --service; there are none." in refused(serin("drill", "errors"))
-    assert "churn serves nothing yet" in refused(serin("drill", "errors", "--service", "churn"))
-    assert "churn serves nothing yet" in refused(serin("load", "--service", "churn"))
+    assert "Choose a service with --service; there are none." in refused(serin("drill", "errors"))
+    assert "churn has no model yet" in refused(serin("drill", "errors", "--service", "churn"))
+    assert "churn has no model yet" in refused(serin("load", "--service", "churn"))
     assert store.rollouts() == []
 
 
@@ -347,7 +347,7 @@ def test_an_interrupt_is_no_crash(serin, monkeypatch):
 
     monkeypatch.setattr(client, "up", interrupted)
     said = serin("up")
-    assert said.code == 130 and "a rollout under way goes on" in said.err
+    assert said.code == 130 and "a running rollout continues" in said.err
 
 
 # kubectl serin
@@ -400,7 +400,7 @@ def test_the_namespace_may_stand_before_or_after_the_command(kubectl, arguments,
 
 
 def test_the_plugin_steers_a_rollout_on_a_cluster(kubectl):
-    assert kubectl("pause").out == "churn-1: paused; the judge goes on watching\n"
+    assert kubectl("pause").out == "churn-1: paused; the judge keeps watching\n"
     assert kubectl("abort", "churn-1", "-n", "serving").code == 0
     spec = kubectl.api.objects[objects.rollouts("serving", "churn-1")]["spec"]
     assert (spec["paused"], spec["abort"]) == (True, True)
@@ -436,7 +436,7 @@ def test_the_plugin_has_no_commands_of_the_embedded_platform(kubectl):
 @pytest.mark.parametrize(
     ("typed", "offered"),
     [
-        (("ab",), ["abort\tEnd a rollout with traffic on stable.", ":4"]),
+        (("ab",), ["abort\tRoll back: all traffic to stable.", ":4"]),
         (("abort", ""), ["churn-1", ":4"]),
         (("abort", "-n", "serving", "ch"), ["churn-1", ":4"]),
         (("abort", "x"), [":4"]),
@@ -458,7 +458,7 @@ def test_a_platform_may_be_named_before_or_after_the_command(serin, store, monke
     assert "churn-1" in serin("--platform", named, "status").out == serin("status", "--platform", named).out
     monkeypatch.setattr(KServe, "connect", lambda namespace: KServe(namespace, FakeApi()))
     assert "There is no rollout yet" in refused(serin("watch", "--platform", "kserve:serving"))
-    assert "`serin up` is for the embedded platform" in refused(serin("up", "--platform", "kserve:serving"))
+    assert "`serin up` works only on the embedded platform" in refused(serin("up", "--platform", "kserve:serving"))
     assert "There is no platform 'swarm'" in refused(serin("status", "--platform", "swarm"))
 
 
@@ -488,4 +488,4 @@ def test_doctor_names_what_is_missing_and_ends_with_1(kubectl, monkeypatch):
 
 
 def test_doctor_looks_at_clusters_only(serin, store):
-    assert "looks at clusters" in refused(serin("doctor", "--platform", "embedded:.serin"))
+    assert "checks clusters" in refused(serin("doctor", "--platform", "embedded:.serin"))

@@ -144,7 +144,7 @@ def test_a_forecast_knows_what_traffic_buys() -> None:
 
 def test_plan_says_what_cannot_be_judged(tmp_path: Path) -> None:
     told = run(tmp_path, "plan", "--rps", "0.2", "--profile", "fast").output
-    assert "Cannot be judged at this traffic: errors at 5 %" in told
+    assert "Cannot be judged at this request rate: errors at 5 %" in told
     assert "reaches the bake not within the deadline" in told
 
 

@@ -119,5 +119,5 @@ def test_the_command_tells_a_worse_candidate(tmp_path: Path, wrong_every: int, e
     done = CliRunner().invoke(cli, command)
     assert done.exit_code == exit_code, done.output
     assert "Judged: 4 of 4 cohorts" in done.output
-    assert "400 decisions with a label, 10.00% of the largest cost each" in done.output
+    assert "400 labelled decisions, mean cost 10.00 % of the maximum" in done.output
     assert ("wrong decisions" in done.output.replace("_", " ")) == bool(exit_code) or exit_code == 0

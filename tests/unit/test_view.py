@@ -76,7 +76,7 @@ def test_the_figures_are_those_of_the_status_and_of_the_last_30_seconds(stories,
         line = next(each for each in text.splitlines() if each.startswith(arm))
         counts = timeline.total(recent, arm).latency
         assert words.latency(timeline.latency_s(counts, 0.99)) in line
-    assert "wanted 25 %" in text and "● 25 %" in text and "✓ 5 %" in text
+    assert "planned 25 %" in text and "● 25 %" in text and "✓ 5 %" in text
 
 
 def test_observed_share_counts_only_windows_under_the_split_in_force(stories):
@@ -92,7 +92,7 @@ def test_observed_share_counts_only_windows_under_the_split_in_force(stories):
 
 def test_a_rolled_back_candidate_is_marked_where_it_stopped(stories):
     text = screen(stories["rolled back"][-1])
-    assert "✗ 5 %" in text and "harm is proved" in text and "wanted" not in text
+    assert "✗ 5 %" in text and "harm proven" in text and "planned" not in text
     assert "✗ checks" in screen(stories["refused"][-1])
 
 
