@@ -6,14 +6,12 @@ status; only what it saw counts as seen by users.
 """
 
 import argparse
-import contextlib
 import http.client
 import json
 import math
 import os
 import shutil
 import signal
-import socket
 import statistics
 import subprocess
 import sys
@@ -27,6 +25,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from benchmarks.common import Row, report
+from benchmarks.sockets import OnSocket, ask
 from components import config as configuration
 from components.config import Config
 from components.preprocess import core as preprocessing
@@ -101,7 +100,7 @@ class Bench:
         self.home = folder / "a home"
         self.config = configuration.load(TELCO)
         self.old, self.new = self._models()
-        os.environ["SERIN_PORT"] = str(processes.free_port())
+        os.environ["SERIN_PORT"] = "0"
         client.up(self.home)
         self.platform = Embedded(self.home)
         self.drills = 0
@@ -190,7 +189,7 @@ class Bench:
         def watch() -> None:
             seen = b""
             while not done.wait(0.005):
-                told = _asked(_OnSocket(self.home, gateway.ADMIN), "/stats?filter=rds.services.version_text")
+                told = ask(OnSocket(self.home, gateway.ADMIN), "/stats?filter=rds.services.version_text")
                 if told != seen:
                     changes.append(time.time())
                     seen = told
@@ -202,30 +201,6 @@ class Bench:
         finally:
             done.set()
             watcher.join()
-
-
-class _OnSocket(http.client.HTTPConnection):
-    """To a server that listens on a socket in the home `home`, however long the path of that is."""
-
-    def __init__(self, home: Path, path: str) -> None:
-        super().__init__("localhost", timeout=10)
-        self._home, self._path = home, path
-
-    def connect(self) -> None:
-        self.sock = socket.socket(socket.AF_UNIX)
-        folder = os.open(self._home, os.O_PATH)
-        try:
-            self.sock.connect(f"/proc/self/fd/{folder}/{self._path}")
-        finally:
-            os.close(folder)
-
-
-def _asked(server: http.client.HTTPConnection, path: str, body: bytes | None = None) -> bytes:
-    """The answer to one request, on a connection of its own."""
-    with contextlib.closing(server):
-        headers = {"Content-Type": "application/json"} if body is not None else {}
-        server.request("GET" if body is None else "POST", path, body, headers)
-        return server.getresponse().read()
 
 
 def _with_trials(config: Config, trials: int) -> Config:
@@ -354,7 +329,7 @@ def _killed(bench: Bench, what: str, phase: Phase, expected: Phase) -> tuple[boo
             step.communicate(timeout=60)
         time.sleep(2.5)
     lost = tally().lost(besides=ended.status.candidate_revision if bad else None)
-    known = {each.pid for each in bench.platform.store.revisions()}
+    known = {server.pid for each in bench.platform.store.revisions() for server in each.servers}
     known.add((bench.platform.store.setting("gateway_pid") or [None])[0])
     strays = set(processes.belonging_to(bench.home)) - known
     end = f"{ended.status.phase} ({ended.status.reason})"
@@ -390,15 +365,15 @@ def gateway_cost(bench: Bench, requests: int) -> list[Row]:
     assert record is not None
     body = json.dumps({"instances": list(model.samples(serving.model).records[:1])}).encode()
     path = f"/v1/models/{bench.config.service}:predict"
-    server, port = gateway.socket_of(record.cluster), bench.platform.store.setting("port")
+    server, port = gateway.socket_of(record.cluster, 0), bench.platform.store.setting("port")
     direct_ms, through_ms = [], []
     for _ in range(requests):
         for connection, seen in (
-            (_OnSocket(bench.home, server), direct_ms),
+            (OnSocket(bench.home, server), direct_ms),
             (http.client.HTTPConnection(gateway.LOCAL, port, timeout=10), through_ms),
         ):
             start = time.perf_counter()
-            _asked(connection, path, body)
+            ask(connection, path, body)
             seen.append(1000 * (time.perf_counter() - start))
     direct, through = statistics.median(direct_ms), statistics.median(through_ms)
     return [

@@ -65,8 +65,17 @@ def fetch_model(address: str, directory: Path, *, digest: str | None = None, sto
 
 
 def champion(address: str, digest: str, directory: Path, store: Store | None) -> Path | None:
-    """`fetch_model` for a step's parameters, where empty means that there is none."""
-    return fetch_model(address, directory, digest=digest or None, store=store) if address else None
+    """`fetch_model` for a step's parameters, where empty means that there is none. Nor is there one to compare with
+    when its files were damaged or moved away: that must not keep a new model from taking its place."""
+    if not address:
+        return None
+    folder = fetch_model(address, directory, store=store)
+    try:
+        model.verify(folder, digest or None)
+    except UserError as error:
+        print(f"The model that serves is compared with nothing: {error}", flush=True)
+        return None
+    return folder
 
 
 def store_model(folder: Path, store: Store, service: str) -> str:

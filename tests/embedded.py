@@ -15,10 +15,12 @@ from pathlib import Path
 import predictor_models
 import urllib3
 
+from benchmarks.sockets import OnSocket, ask
 from serin import load, model, release
 from serin.judge import JudgeSpec, LatencyMetric, policy
+from serin.measure import envoy
 from serin.plan import Bake, Checks, Plan, Stage
-from serin.platforms.embedded import client, processes
+from serin.platforms.embedded import client, gateway, processes
 from serin.platforms.embedded.client import Embedded
 from serin.rollout.document import Candidate, EnvVar, ModelRollout, Phase, Spec
 
@@ -124,14 +126,22 @@ class Home:
         os.kill(pid, signal.SIGKILL)
         self.wait(lambda: client.supervisor_pid(self.path) is None, "its end")
 
-    def server(self, revision: str) -> int | None:
+    def servers(self, revision: str) -> list[int]:
+        """The pids of the revision's servers that are alive."""
         record = self.platform.store.revision(revision, client.NAMESPACE)
-        return record.pid if record is not None and processes.alive(record.pid, record.started) else None
+        servers = record.servers if record is not None else ()
+        return [each.pid for each in servers if processes.alive(each.pid, each.started)]
+
+    def healthy(self, revision: str) -> int:
+        """How many of the revision's servers the gateway finds healthy."""
+        told = ask(OnSocket(self.path, gateway.ADMIN), "/stats/prometheus?filter=membership_healthy$").decode()
+        cluster = envoy.parse(told).clusters.get(f"{client.NAMESPACE}/{revision}")
+        return cluster.healthy if cluster is not None else 0
 
     def known(self) -> list[int]:
-        """The processes that ought to be there: the gateway, and a server per revision."""
-        revisions = [each.pid for each in self.platform.store.revisions()]
-        return sorted([self.platform.store.setting("gateway_pid")[0], *revisions])
+        """The processes that ought to be there: the gateway, and the servers of each revision."""
+        servers = [server.pid for each in self.platform.store.revisions() for server in each.servers]
+        return sorted([self.platform.store.setting("gateway_pid")[0], *servers])
 
     def settled(self) -> None:
         """Wait until nothing but gateway and stable is left."""

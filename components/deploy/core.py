@@ -138,12 +138,13 @@ def _words(status: Status) -> str:
 
 def expected_scores(champion: Champion | None, model_folder: Path, store: Store | None = None) -> Scores:
     """Whether the candidate should score as the champion does: yes for the same learner on newer data, no for another
-    learner, which `evaluate` has found better just because it scores differently."""
+    learner, which `evaluate` has found better just because it scores differently. Nor can it be expected of one that
+    can no longer be read."""
     if champion is None:
         return Scores.SAME
     with TemporaryDirectory() as scratch:
-        serving = storage.fetch_model(champion.storage_uri, Path(scratch), digest=champion.digest, store=store)
-        same = model.signature(serving).learner == model.signature(model_folder).learner
+        serving = storage.champion(champion.storage_uri, champion.digest or "", Path(scratch), store)
+        same = serving is not None and model.signature(serving).learner == model.signature(model_folder).learner
     return Scores.SAME if same else Scores.DIFFERENT
 
 

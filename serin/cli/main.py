@@ -30,6 +30,7 @@ from serin.plan import PROFILES, Checks, OnInconclusive, Plan, Stage
 from serin.platforms import connect
 from serin.platforms.embedded import client, processes
 from serin.platforms.embedded.client import Embedded
+from serin.platforms.embedded.servers import REPLICAS
 from serin.platforms.ports import Platform
 from serin.report import words
 from serin.rollout.document import Candidate, EnvVar, ModelRollout, Phase, Spec, parse
@@ -117,10 +118,21 @@ plugin = _Commands("kubectl serin", help=_HELP, params=_on_cluster(), context_se
 
 
 @cli.command()
+@click.option(
+    "--replicas", type=click.IntRange(1, 16), help="Model servers per revision; default 2, if memory allows."
+)
 @click.pass_context
-def up(context: click.Context) -> None:
+def up(context: click.Context, replicas: int | None) -> None:
     """Start the platform if it is not running."""
-    click.echo(f"serving at {client.up(_home(context))}")
+    home = _home(context)
+    address = client.up(home)
+    platform = Embedded(home)
+    if replicas is not None:
+        platform.store.save_setting(REPLICAS, replicas)
+    click.echo(f"serving at {address}")
+    problem = platform.problem()
+    if problem is not None:
+        click.echo(words.sentence(problem))
 
 
 @cli.command()

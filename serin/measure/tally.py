@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from pydantic import Field
 
-from serin.measure.windows import Counters
+from serin.measure.windows import Counters, ServerCounts
 from serin.plan import Stored
 
 Series = Mapping[str, Mapping[int, int]]
@@ -62,6 +62,9 @@ def add(tally: Tally, read: Mapping[str, Series]) -> Tally:
 def counters(tally: Tally, revision: str) -> Counters:
     return Counters(
         codes=tally.total.get(f"{revision} codes", {}),
-        latency=tally.total.get(f"{revision} latency", {}),
-        score=tally.total.get(f"{revision} score", {}),
+        servers={
+            0: ServerCounts(
+                latency=tally.total.get(f"{revision} latency", {}), score=tally.total.get(f"{revision} score", {})
+            )
+        },
     )

@@ -1,5 +1,6 @@
 """From cumulative counters to windows: pure functions that know about resets."""
 
+from collections import Counter
 from collections.abc import Mapping
 
 from pydantic import Field
@@ -8,18 +9,25 @@ from serin.judge.window import ArmCounts, Window
 from serin.plan import Document
 
 
-class Counters(Document):
-    """Cumulative counts of one revision. `codes` are the gateway's answers by HTTP status; `latency` and `score`
-    the predictor's, by bucket of `serin.model.histograms`; `boot` names the predictor process that counted them, None
-    while it has never answered. `active` requests are at the gateway; of them, `old` may have been split by an
-    earlier percent."""
+class ServerCounts(Document):
+    """What one predictor process counted, by bucket of `serin.model.histograms`; `boot` names it, None while it has
+    never answered."""
 
-    codes: Mapping[int, int] = Field(default_factory=dict)
-    active: int = 0
-    old: int = 0
     boot: str | None = ""
     latency: Mapping[int, int] = Field(default_factory=dict)
     score: Mapping[int, int] = Field(default_factory=dict)
+
+
+class Counters(Document):
+    """Cumulative counts of one revision. `codes` are the gateway's answers by HTTP status; `retried` of those
+    requests were lost by one of the revision's processes and answered by another; `servers` are the processes' own
+    counts. `active` requests are at the gateway; of them, `old` may have been split by an earlier percent."""
+
+    codes: Mapping[int, int] = Field(default_factory=dict)
+    retried: int = 0
+    active: int = 0
+    old: int = 0
+    servers: Mapping[int, ServerCounts] = Field(default_factory=dict)
 
 
 class Reading(Document):
@@ -57,8 +65,9 @@ def _all_old(now: Counters) -> Counters:
 
 
 def _arm_following(before: Counters, now: Counters, *, same_split: bool) -> Counters:
-    if now.boot is None:
-        now = now.model_copy(update={"boot": before.boot, "latency": before.latency, "score": before.score})
+    silent = {number: before.servers[number] for number, each in now.servers.items()
+              if each.boot is None and number in before.servers}  # fmt: skip
+    now = now.model_copy(update={"servers": {**now.servers, **silent}})
     if not same_split:
         return _all_old(now)
     answered = sum(_difference(before.codes, now.codes).values())
@@ -87,20 +96,34 @@ def window_between(before: Reading, after: Reading) -> Window:
 
 
 def _arm(before: Counters, after: Counters, *, same_gateway: bool) -> ArmCounts:
-    codes = _difference(before.codes if same_gateway else {}, after.codes)
-    if before.boot is None:
-        before = before.model_copy(update={"latency": after.latency, "score": after.score})
-    elif before.boot != after.boot:
-        before = before.model_copy(update={"latency": {}, "score": {}})
+    """A request that only a retry saved is an error of the revision, though its user saw none."""
+    if not same_gateway:
+        before = before.model_copy(update={"codes": {}, "retried": 0})
+    codes = _difference(before.codes, after.codes)
+    requests = sum(codes.values())
+    failed = sum(count for code, count in codes.items() if code >= 500)
+    retried = after.retried - (before.retried if before.retried <= after.retried else 0)
+    latency, score = Counter[int](), Counter[int]()
+    for number, server in after.servers.items():
+        base = _base(before.servers.get(number), server)
+        latency.update(_difference(base.latency, server.latency))
+        score.update(_difference(base.score, server.score))
     return ArmCounts(
-        requests=sum(codes.values()),
+        requests=requests,
         events={
-            "errors": sum(count for code, count in codes.items() if code >= 500),
+            "errors": min(failed + retried, requests),
             "rejected": sum(count for code, count in codes.items() if 400 <= code < 500),
         },
-        latency=_difference(before.latency, after.latency),
-        score=_difference(before.score, after.score),
+        latency=dict(latency),
+        score=dict(score),
     )
+
+
+def _base(before: ServerCounts | None, after: ServerCounts) -> ServerCounts:
+    """From which the counts of a process grew."""
+    if before is None or before.boot is None:
+        return after
+    return before if before.boot == after.boot else ServerCounts()
 
 
 def _difference(before: Mapping[int, int], after: Mapping[int, int]) -> dict[int, int]:

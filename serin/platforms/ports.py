@@ -38,8 +38,8 @@ class Platform(Protocol):
         """The Host header that requests to a service need at the gateway; None when they need none."""
 
     def champion(self, service: str) -> Champion | None:
-        """The stable model of a service; None before the first release. Where the model is at hand, it is checked
-        against its digest."""
+        """The stable model of a service; None before the first release. Whoever reads its files checks them against
+        its digest: that they were damaged is no reason to keep it."""
 
     def rollouts(self) -> Sequence[ModelRollout]:
         """All rollouts, oldest first."""

@@ -23,6 +23,8 @@ MAX_RESTARTS: Final = 2
 MAX_LOSSES: Final = 5
 """Nor is one that stopped being ready more often than this and came back."""
 CHECKING: Final = "checking the candidate at 0 % traffic"
+STABLE_DOWN: Final = "; stable does not serve"
+"""Before the cause: what a reason says of a stable revision that is not there, which is no reason to stop."""
 BY_REQUEST: Final = "promoted by request, outside the judge's guarantee"
 
 
@@ -101,6 +103,15 @@ def reconcile(spec: Spec, status: Status, observation: Observation, now: datetim
     """The next status and what the platform is to do. `now` is UTC."""
     if status.phase.terminal:
         return status, ()
+    status = status.model_copy(update={"reason": status.reason.partition(STABLE_DOWN)[0]})
+    status, actions = _reconcile(spec, status, observation, now)
+    stable = observation.stable
+    if stable is not None and stable.failure is not None and not stable.ready and not status.phase.terminal:
+        status = status.model_copy(update={"reason": f"{status.reason}{STABLE_DOWN}: {stable.failure}"})
+    return status, actions
+
+
+def _reconcile(spec: Spec, status: Status, observation: Observation, now: datetime) -> Step:
     if status.stage is None and observation.candidate is not None:
         status = status.model_copy(update={"candidate_revision": observation.candidate.name})
     status = _counted(status, observation.windows)

@@ -117,6 +117,9 @@ def test_a_claim_is_a_folder_that_is_mounted_here(folder: Path, tmp_path: Path) 
 def test_a_folder_is_taken_as_it_is(folder: Path, tmp_path: Path) -> None:
     assert storage.champion(str(folder), model.digest(folder), tmp_path, None) == folder
     assert storage.champion("", "", tmp_path, None) is None
+    (folder / model.MODEL_FILE).write_bytes(b"bit rot")
+    assert storage.champion(str(folder), model.digest(folder), tmp_path, None) is None
+    assert storage.champion(str(tmp_path / "moved away"), "", tmp_path, None) is None
 
 
 def config(**changes: object) -> Config:

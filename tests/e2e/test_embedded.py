@@ -1,5 +1,6 @@
 """Releases on the embedded platform: real Envoy, real model servers, live traffic, kill -9."""
 
+import http.client
 import json
 import math
 import os
@@ -15,10 +16,14 @@ import psutil
 import pytest
 from embedded import QUICK, SERVICE, Home, asked, by_revision, home, shown, traffic, write_model
 
+from benchmarks.sockets import OnSocket, ask
+from serin import model
 from serin.cli import main as cli
+from serin.errors import UserError
 from serin.judge import timeline
-from serin.plan import Checks
-from serin.platforms.embedded import client, processes
+from serin.plan import Checks, OnInconclusive, Plan, Stage
+from serin.platforms.embedded import client, gateway, processes
+from serin.platforms.embedded.servers import REPLICAS
 from serin.rollout.document import Phase
 
 pytestmark = pytest.mark.xdist_group("embedded")
@@ -46,6 +51,7 @@ def here(tmp_path_factory, models) -> Iterator[Home]:
 
 
 def test_but_for_the_gateways_port_nothing_of_it_can_be_reached_by_another_user(here):
+    both_serve(here, here.platform.champion(SERVICE).revision)
     processes_of_it = [client.supervisor_pid(here.path), *processes.belonging_to(here.path)]
     listening = [
         each.laddr.port
@@ -64,6 +70,52 @@ def test_the_first_model_is_live_after_its_checks(here):
     status = here.platform.rollouts()[0].status
     assert "first model of this service" in status.reason
     assert [check.name for check in status.checks] == ["answers", "parity"]
+
+
+@pytest.mark.parametrize(
+    ("path", "told"),
+    [("/", f"The models here are: {SERVICE}"), ("/metrics", "Nothing is served at this path"),
+     ("/v1/models/another:predict", SERVICE), ("/v2/models/another/infer", SERVICE)],
+)  # fmt: skip
+def test_what_is_not_there_is_answered_with_what_is(here, path, told):
+    status, answer = asked_as(here, path, {})
+    assert status == 404 and told in answer["error"]
+
+
+@pytest.mark.parametrize(
+    ("status", "headers"),
+    [
+        (200, {"Content-Type": "application/json"}),
+        (200, {"Content-Type": "application/json; charset=utf-8", "Host": "localhost:9999", "Origin": "http://x"}),
+        (200, {"Content-Type": "application/x-www-form-urlencoded"}),  # curl, unless it is told better
+        (200, {}),
+        (415, {"Content-Type": "text/plain"}),
+        (415, {"Content-Type": "multipart/form-data; boundary=x"}),
+        (415, {"Content-Type": "application/x-www-form-urlencoded", "Origin": "null"}),
+        (415, {"Content-Type": "application/jsonp", "Origin": "http://localhost:8888"}),
+        (415, {"Origin": "https://evil.example"}),
+        (421, {"Content-Type": "application/json", "Host": "evil.example"}),
+        (421, {"Content-Type": "application/json", "Host": "localhost.evil.example:80"}),
+        (421, {"Content-Type": "application/json", "Host": "127.0.0.1.evil.example"}),
+        (421, {"Content-Type": "application/json", "Host": "0.0.0.0:80"}),
+    ],
+)
+def test_no_page_in_a_browser_gets_a_prediction(here, status, headers):
+    body = json.dumps({"instances": [{"tenure": 5}]}).encode()
+    found, answer = asked_as(here, f"/v1/models/{SERVICE}:predict", headers, body)
+    assert found == status, answer
+    assert ("predictions" in answer) == (status == 200) and ("error" in answer) == (status != 200)
+
+
+def asked_as(here: Home, path: str, headers: dict[str, str], body: bytes | None = None) -> tuple[int, dict]:
+    connection = http.client.HTTPConnection(urllib.parse.urlsplit(here.address).netloc, timeout=10)
+    try:
+        connection.request("GET" if body is None else "POST", path, body, headers)
+        answer = connection.getresponse()
+        assert answer.headers["content-type"] == "application/json"
+        return answer.status, json.loads(answer.read())
+    finally:
+        connection.close()
 
 
 def test_clients_that_speak_http_1_0_are_answered(here):
@@ -190,16 +242,54 @@ def test_gateway_and_stable_server_come_back_and_the_rollout_ends_right(here, mo
         os.kill(gateway[0], signal.SIGKILL)
         here.wait(lambda: here.platform.store.setting("gateway_pid") != gateway, "another gateway")
         stable = here.find(rollout).status.stable_revision
-        killed = here.server(stable)
-        assert killed is not None
-        os.kill(killed, signal.SIGKILL)
-        here.wait(lambda: here.server(stable) not in (None, killed), "stable's server")
+        killed = here.servers(stable)
+        assert killed
+        for pid in killed:
+            os.kill(pid, signal.SIGKILL)
+        here.wait(lambda: here.servers(stable) and not {*killed} & {*here.servers(stable)}, "stable's servers")
         ended = here.ended(rollout)
         here.settled()
     assert ended.status.phase is Phase.PROMOTED, here.story()
     assert client.up(here.path) == here.address
     candidate = ended.status.candidate_revision
     assert tally.answers[candidate, 200] == by_revision(tally)[candidate], shown(tally)
+
+
+def both_serve(here: Home, revision: str) -> None:
+    here.wait(lambda: here.healthy(revision) == 2, f"both servers of {revision}")
+
+
+@pytest.mark.parametrize(("victim", "number"), [("stable", "2"), ("candidate", "3")])
+def test_the_end_of_one_model_server_costs_no_user_an_answer_and_is_held_against_it(here, models, victim, number):
+    quiet = Plan(stages=(Stage(traffic=50, min_seconds=30),), checks=Checks.NONE, start_seconds=20)
+    with traffic(here, models / "1", rate=200) as tally:
+        rollout = here.request(models / number, plan=quiet)
+        here.reached(rollout, Phase.PROGRESSING)
+        status = here.find(rollout).status
+        revisions = {"stable": status.stable_revision, "candidate": status.candidate_revision}
+        for revision in revisions.values():
+            both_serve(here, revision)
+        for _ in range(2):
+            os.kill(here.servers(revisions[victim])[0], signal.SIGKILL)
+            here.wait(lambda: len(here.servers(revisions[victim])) == 2, "another server")
+            both_serve(here, revisions[victim])
+        here.wait(lambda: getattr(here.find(rollout).status.errors, victim), "the retried requests as errors")
+        here.platform.patch_spec(rollout.metadata.name, abort=True)
+        here.ended(rollout)
+        here.settled()
+    assert (tally.failed, sum(tally.answers.values())) == (0, tally.sent), shown(tally)
+    errors = here.find(rollout).status.errors
+    assert getattr(errors, "candidate" if victim == "stable" else "stable") == 0
+
+
+def test_a_gateway_that_lets_no_clients_in_is_replaced_and_that_is_said(here):
+    before = here.platform.store.setting("gateway_pid")
+    ask(OnSocket(here.path, gateway.ADMIN), "/drain_listeners", b"")
+    here.wait(lambda: "let no clients in" in (here.platform.problem() or ""), "the problem")
+    here.wait(lambda: here.platform.store.setting("gateway_pid") != before, "another gateway")
+    assert client.up(here.path) == here.address
+    body = json.dumps({"instances": [{"tenure": 5}]}).encode()
+    assert asked_as(here, f"/v1/models/{SERVICE}:predict", {}, body)[0] == 200
 
 
 # the platform itself
@@ -217,22 +307,73 @@ def test_up_finds_what_runs_and_down_leaves_nothing(tmp_path, models):
         assert client.up(platform.path) == platform.address
         assert client.supervisor_pid(platform.path) == supervisor
         platform.ended(platform.request(models / "1"))
-        assert client.down(platform.path) == 3
+        revision = platform.platform.champion(SERVICE).revision
+        platform.wait(lambda: platform.healthy(revision) == 2, "both its servers")
+        assert client.down(platform.path) == 4
         assert processes.belonging_to(platform.path) == [] and client.supervisor_pid(platform.path) is None
         assert client.down(platform.path) == 0
 
         assert client.up(platform.path) == platform.address
+        body = json.dumps({"instances": [{"tenure": 5}]}).encode()
+        assert asked_as(platform, f"/v1/models/{SERVICE}:predict", {}, body)[0] == 200, "the first one after `up`"
+
+        platform.platform.store.save_setting(REPLICAS, 3)
+        platform.wait(lambda: platform.healthy(revision) == 3, "as many servers as were asked for")
+
+
+@pytest.mark.usefixtures("any_port")
+def test_a_stable_revision_that_cannot_start_is_tried_for_ever_said_and_replaced_all_the_same(tmp_path, models):
+    with home(tmp_path / "home") as platform:
+        platform.ended(platform.request(models / "1"))
         revision = platform.platform.champion(SERVICE).revision
-        platform.wait(lambda: platform.server(revision), "the model to be served again")
+        folder = platform.platform.champion(SERVICE).model
+        away = folder.rename(folder.with_name("moved away"))
+        for pid in platform.servers(revision):
+            os.kill(pid, signal.SIGKILL)
+        platform.wait(lambda: "is not a model directory" in (platform.platform.problem() or ""), "the problem")
+        assert f"{revision}, the stable revision of {SERVICE}, does not serve" in platform.platform.problem()
+        client.down(platform.path)
+        client.up(platform.path)
+        platform.wait(lambda: "is not a model directory" in (platform.platform.problem() or ""), "the problem again")
+        away.rename(folder)
+        platform.wait(lambda: platform.healthy(revision) > 0, "the model to be served again")
+        platform.wait(lambda: platform.platform.problem() is None, "the end of the problem")
+
+        (folder / model.MODEL_FILE).write_bytes(b"bit rot")
+        for pid in platform.servers(revision):
+            os.kill(pid, signal.SIGKILL)
+        platform.wait(lambda: "does not match its digest" in (platform.platform.problem() or ""), "the problem")
+        plan = QUICK.model_copy(update={"on_inconclusive": OnInconclusive.PROMOTE, "deadline_seconds": 20})
+        with traffic(platform, models / "1", rate=100):
+            rollout = platform.request(models / "2", plan=plan)
+            platform.wait(
+                lambda: "stable does not serve" in platform.find(rollout).status.reason, "the reason to say so"
+            )
+            ended = platform.ended(rollout)
+        assert ended.status.phase is Phase.PROMOTED, platform.story()
 
 
-def test_a_port_that_is_taken_and_two_homes_at_once(tmp_path, monkeypatch):
+def test_a_port_that_is_taken_is_refused_by_its_holders_name_and_two_homes_share_none(tmp_path, monkeypatch):
     with home_on(tmp_path / "one", "0", monkeypatch) as one:
         taken = one.address.rsplit(":", 1)[1]
-        with home_on(tmp_path / "two", taken, monkeypatch) as two:
+        gateway_pid = one.platform.store.setting("gateway_pid")[0]
+        monkeypatch.setenv("SERIN_PORT", taken)
+        assert client.up(one.path) == one.address
+        refusal = (
+            f"Port {taken} is taken by envoy .process {gateway_pid}.; stop that, or choose another with SERIN_PORT"
+        )
+        with pytest.raises(UserError, match=refusal):
+            client.up(tmp_path / "two")
+        assert not (tmp_path / "two").exists()
+        with home_on(tmp_path / "two", "0", monkeypatch) as two:
             assert two.address != one.address
-            assert f"port {taken} is taken" in (two.path / "logs" / "supervisor.log").read_text(encoding="utf-8")
+            monkeypatch.setenv("SERIN_PORT", taken)
+            with pytest.raises(UserError, match=rf"listens on port \d+, not on SERIN_PORT={taken}"):
+                client.up(two.path)
             assert client.down(two.path) == 2
+            with pytest.raises(UserError, match=f"Port {taken} is taken"):
+                client.up(two.path)
+            assert client.supervisor_pid(two.path) is None
             assert client.up(one.path) == one.address and client.supervisor_pid(one.path) is not None
 
 

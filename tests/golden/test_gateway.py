@@ -9,8 +9,8 @@ from serin.platforms.embedded.gateway import ServiceRoute, Upstream
 
 GOLDEN = Path(__file__).with_name("gateway.json")
 UPSTREAMS = (
-    Upstream("default/churn-predictor-00001", "churn", "sockets/one"),
-    Upstream("default/churn-predictor-00002", "churn", "sockets/two"),
+    Upstream("default/churn-predictor-00001", "churn", ("sockets/one",)),
+    Upstream("default/churn-predictor-00002", "churn", ("sockets/two", "sockets/three")),
 )
 ROUTES = (
     ServiceRoute(
@@ -46,13 +46,14 @@ def test_one_port_on_loopback_and_everything_else_on_sockets():
         "sockets/gateway",
         "sockets/one",
         "sockets/two",
+        "sockets/three",
     ]
 
 
 def test_a_sockets_path_is_short_whatever_the_revision_is_called():
     longest = f"{'n' * 63}/{'s' * 50}-predictor-00001"
-    assert len(gateway.socket_of(longest)) < 108
-    assert gateway.socket_of(longest) != gateway.socket_of(longest.replace("1", "2"))
+    assert len(gateway.socket_of(longest, 99)) < 108
+    assert len({gateway.socket_of(name, n) for name in (longest, longest.replace("1", "2")) for n in (0, 1)}) == 4
 
 
 def test_files_are_replaced_whole(tmp_path):

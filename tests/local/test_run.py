@@ -18,7 +18,7 @@ import yaml
 from components.preprocess.generator import snapshot
 from serin.platforms.embedded import client
 from serin.platforms.embedded.client import Embedded
-from serin.platforms.embedded.processes import belonging_to, free_port
+from serin.platforms.embedded.processes import belonging_to
 
 pytestmark = [pytest.mark.xdist_group("embedded"), pytest.mark.timeout(300)]
 
@@ -48,7 +48,7 @@ class Place:
     def __init__(self, root: Path) -> None:
         self.root = root
         self.home = root / ".serin"
-        self.env = {**os.environ, "SERIN_HOME": str(self.home), "SERIN_PORT": str(free_port())}
+        self.env = {**os.environ, "SERIN_HOME": str(self.home), "SERIN_PORT": "0"}
         self.env.pop("SERIN_DATA", None)
 
     def configure(self, **changes: object) -> None:

@@ -319,7 +319,7 @@ def test_a_home_of_another_version(serin, store):
     with sqlite3.connect(store.home / "serin.db") as connection:
         connection.execute("PRAGMA user_version = 7")
     connection.close()
-    assert "another version of serin" in refused(serin("status"))
+    assert "a later version of serin" in refused(serin("status"))
 
 
 @pytest.mark.parametrize("port", ["http", "-1", "65536", "8080.5"])

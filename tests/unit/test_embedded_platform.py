@@ -13,7 +13,7 @@ from serin import model
 from serin.errors import UserError
 from serin.platforms import connect
 from serin.platforms.embedded.platform import EmbeddedPlatform, Gateway, fetch
-from serin.platforms.embedded.store import RevisionRecord, Service, Store
+from serin.platforms.embedded.store import RevisionRecord, Server, Service, Store
 from serin.rollout.document import Candidate, Concurrency, EnvVar, Metadata, ModelRollout, Phase, Spec, Status
 from serin.rollout.reconcile import CreateCandidate, Discard, Promote, RunChecks, SetSplit
 from serin.rollout.turns import active_rollouts
@@ -144,7 +144,7 @@ def with_stable(store: Store, folder: Path) -> EmbeddedPlatform:
     copy = next((store.home / "models").iterdir())
     store.save_revision(
         RevisionRecord(
-            "default", STABLE, "churn", copy, model.digest(copy), "serin-onnx", {}, 21001, pid=1, started=1.0
+            "default", STABLE, "churn", copy, model.digest(copy), "serin-onnx", {}, servers=(Server(1, 1.0),)
         )
     )
     store.save_service(Service("default", "churn", STABLE, None, None, 0, 1))
@@ -162,7 +162,7 @@ def test_a_candidate_comes_gets_traffic_and_becomes_stable(store, folder):
     platform.apply(wanted, CreateCandidate())
     assert service(store) == Service("default", "churn", STABLE, FIRST, "r", 0, 2)
     record = store.revision(FIRST, "default")
-    assert record is not None and record.env == {"SERIN_FAULT": "errors"} and record.pid is None
+    assert record is not None and record.env == {"SERIN_FAULT": "errors"} and record.servers == ()
     platform.apply(wanted, RunChecks(FIRST, STABLE))
     platform.apply(wanted, SetSplit(STABLE, FIRST, 25))
     assert service(store).percent == 25

@@ -13,6 +13,8 @@ envoy_cluster_upstream_rq{envoy_response_code="200",envoy_cluster_name="default/
 envoy_cluster_upstream_rq{envoy_response_code="400",envoy_cluster_name="default/churn-predictor-00001"} 3
 envoy_cluster_upstream_rq{envoy_response_code="200",envoy_cluster_name="default/churn-predictor-00002"} 12
 envoy_cluster_upstream_rq{envoy_response_code="503",envoy_cluster_name="default/churn-predictor-00002"} 1.5e+07
+# TYPE envoy_cluster_upstream_rq_retry_success counter
+envoy_cluster_upstream_rq_retry_success{envoy_cluster_name="default/churn-predictor-00001"} 2
 # TYPE envoy_cluster_membership_healthy gauge
 envoy_cluster_membership_healthy{envoy_cluster_name="default/churn-predictor-00001"} 1
 envoy_cluster_membership_healthy{envoy_cluster_name="default/churn-predictor-00003"} 0
@@ -31,7 +33,7 @@ def test_answers_gauges_and_versions():
     stats = envoy.parse(CAPTURED)
     assert stats.versions == {"clusters": "1795390937574980962", "services": "1795390938994986902"}
     assert stats.clusters == {
-        "default/churn-predictor-00001": envoy.ClusterStats({200: 100, 400: 3}, active=4, healthy=1),
+        "default/churn-predictor-00001": envoy.ClusterStats({200: 100, 400: 3}, retried=2, active=4, healthy=1),
         "default/churn-predictor-00002": envoy.ClusterStats({200: 12, 503: 15_000_000}),
         "default/churn-predictor-00003": envoy.ClusterStats(),
     }
@@ -60,6 +62,7 @@ def test_the_filter_keeps_what_is_read_and_little_else():
     for name in (
         "cluster.default/churn-predictor-00001.upstream_rq_200",
         "cluster.default/churn-predictor-00001.upstream_rq_active",
+        "cluster.default/churn-predictor-00001.upstream_rq_retry_success",
         "cluster.default/churn-predictor-00001.membership_healthy",
         "http.gateway.rds.services.version_text",
         "cluster_manager.cds.version_text",

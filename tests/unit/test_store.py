@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from serin.errors import UserError
-from serin.platforms.embedded.store import RevisionRecord, Service, Store
+from serin.platforms.embedded.store import _MIGRATIONS, RevisionRecord, Server, Service, Store
 from serin.rollout.document import Candidate, Metadata, ModelRollout, Phase, Spec, Status
 
 BEGAN = datetime(2026, 11, 22, tzinfo=UTC)
@@ -98,8 +98,9 @@ def test_services_revisions_settings_windows_and_documents_come_back(store):
     store.save_service(service)
     assert store.service("churn", "default") == service and store.services() == [service]
     assert store.service("churn", "other") is None
+    servers = (Server(12, 1.5, 2), Server())
     record = RevisionRecord(
-        "default", "churn-2", "churn", Path("/models/2"), "sha256:ab", "serin-onnx", {"A": "b"}, 1
+        "default", "churn-2", "churn", Path("/models/2"), "sha256:ab", "serin-onnx", {"A": "b"}, "why", servers
     )
     store.save_revision(record)
     assert store.revision("churn-2", "default") == record and store.revisions() == [record]
@@ -128,8 +129,27 @@ def test_a_home_of_another_version_is_refused(store):
     with sqlite3.connect(store.home / "serin.db") as connection:
         connection.execute("PRAGMA user_version = 99")
     connection.close()
-    with pytest.raises(UserError, match=r"another version of serin \(state 99, this one reads 1\)"):
+    with pytest.raises(UserError, match=r"a later version of serin \(state 99, this one reads \d+\)"):
         Store(store.home)
+
+
+def test_a_home_of_the_first_version_goes_on_with_its_model(tmp_path):
+    home = tmp_path / "home"
+    home.mkdir()
+    with sqlite3.connect(home / "serin.db") as connection:
+        connection.executescript(_MIGRATIONS[0] + "PRAGMA user_version = 1;")
+        connection.execute(
+            "INSERT INTO revision VALUES"
+            " ('default', 'churn-1', 'churn', '/models/1', 'sha256:ab', 'serin-onnx', '{}', 21001, 99, 1.5, 3, NULL)"
+        )
+        connection.execute("INSERT INTO setting VALUES ('gateway_pid', '[98, 1.5]'), ('port', '8080')")
+    connection.close()
+    opened = Store(home)
+    assert opened.revisions() == [
+        RevisionRecord("default", "churn-1", "churn", Path("/models/1"), "sha256:ab", "serin-onnx", {})
+    ]
+    assert (opened.setting("gateway_pid"), opened.setting("port")) == (None, 8080)
+    opened.close()
 
 
 def test_many_may_open_a_new_home_at_once(tmp_path):

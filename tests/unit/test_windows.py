@@ -7,7 +7,7 @@ import hypothesis.strategies as st
 from hypothesis import given, settings
 
 from serin.judge import timeline
-from serin.measure.windows import Counters, Reading, following, to_document, window_between
+from serin.measure.windows import Counters, Reading, ServerCounts, following, to_document, window_between
 
 
 def reading(at_s: float, stable: Counters, candidate: Counters, *, percent: int = 25, gateway: str = "1") -> Reading:
@@ -19,7 +19,12 @@ def reading(at_s: float, stable: Counters, candidate: Counters, *, percent: int 
 
 def counters(ok: int, errors: int = 0, rejected: int = 0, *, boot: str = "a", fast: int | None = None) -> Counters:
     codes = {code: count for code, count in ((200, ok), (503, errors), (400, rejected)) if count}
-    return Counters(codes=codes, boot=boot, latency={70: ok if fast is None else fast}, score={3: ok})
+    server = ServerCounts(boot=boot, latency={70: ok if fast is None else fast}, score={3: ok})
+    return Counters(codes=codes, servers={0: server})
+
+
+def silent(codes: dict[int, int]) -> Counters:
+    return Counters(codes=codes, servers={0: ServerCounts(boot=None)})
 
 
 def test_a_window_is_what_was_answered_meanwhile():
@@ -58,9 +63,40 @@ def test_a_predictor_that_was_restarted_counts_from_zero_while_the_gateway_goes_
 
 
 def test_what_a_predictor_counted_before_its_first_answer_is_not_taken():
-    silent = Counters(codes={200: 5}, boot=None)
-    window = window_between(reading(1, counters(1), silent), reading(2, counters(1), counters(900)))
+    window = window_between(reading(1, counters(1), silent({200: 5})), reading(2, counters(1), counters(900)))
     assert window.candidate.requests == 895 and dict(window.candidate.latency) == {}
+
+
+def servers(*counts: ServerCounts) -> Counters:
+    return Counters(servers=dict(enumerate(counts)))
+
+
+def test_the_processes_of_a_revision_count_each_for_itself():
+    before = servers(
+        ServerCounts(boot="a", latency={70: 100}), ServerCounts(boot="b", latency={70: 50}, score={1: 5})
+    )
+    after = servers(
+        ServerCounts(boot="a", latency={70: 103, 71: 1}),
+        ServerCounts(boot="c", latency={70: 2}, score={1: 2}),  # was killed, and started again
+        ServerCounts(boot="d", latency={70: 900}),  # counted before the first look at it: not known since when
+    )
+    window = window_between(reading(1, before, before), reading(2, after, after))
+    assert dict(window.stable.latency) == {70: 5, 71: 1} and dict(window.stable.score) == {1: 2}
+
+
+def test_a_request_that_a_retry_saved_is_an_error_of_its_revision():
+    def tried_again(ok: int, errors: int, retried: int) -> Counters:
+        return counters(ok, errors).model_copy(update={"retried": retried})
+
+    before = reading(1, counters(100), tried_again(100, 1, 4))
+    after = reading(2, counters(110), tried_again(108, 2, 7))
+    window = window_between(before, after)
+    assert (window.candidate.requests, window.candidate.events["errors"]) == (9, 4)
+    assert window.stable.events["errors"] == 0
+    another = window_between(before, reading(2, counters(3), tried_again(2, 0, 1), gateway="2"))
+    assert (another.candidate.requests, another.candidate.events["errors"]) == (2, 1)
+    late = window_between(before, reading(2, counters(110), tried_again(101, 1, 9)))
+    assert late.candidate.events["errors"] == late.candidate.requests == 1, "never more errors than requests"
 
 
 def followed(*readings: Reading) -> list[Reading]:
@@ -71,9 +107,9 @@ def followed(*readings: Reading) -> list[Reading]:
 
 
 def test_a_predictor_that_is_late_is_made_up_for_by_its_next_answer():
-    arms = (counters(10), Counters(codes={200: 15}, boot=None), counters(30))
+    arms = (counters(10), silent({200: 15}), counters(30))
     readings = followed(*(reading(number, counters(1), arm) for number, arm in enumerate(arms)))
-    assert (readings[1].candidate.boot, readings[1].candidate.latency) == ("a", {70: 10})
+    assert readings[1].candidate.servers == arms[0].servers
     windows = [window_between(*pair) for pair in pairwise(readings)]
     assert [dict(window.candidate.latency) for window in windows] == [{}, {70: 20}]
     assert [window.candidate.requests for window in windows] == [5, 15]
@@ -119,14 +155,15 @@ growth = st.fixed_dictionaries(
 @given(steps=st.lists(growth, min_size=1, max_size=12), data=st.data())
 def test_however_counts_are_cut_into_windows_they_sum_to_the_same(steps, data):
     told = {name: Counter[int]() for name in ("codes", "latency", "score")}
-    now = Counters(boot="a")
+    now = Counters(servers={0: ServerCounts(boot="a")})
     truth, readings = [now], [reading(0, now, now)]
     for number, step in enumerate(steps, start=1):
         for name, counted in told.items():
             counted.update(step[name])
-        whole = Counters(boot="a", **{name: dict(counted) for name, counted in told.items()})
+        server = ServerCounts(boot="a", latency=dict(told["latency"]), score=dict(told["score"]))
+        whole = Counters(codes=dict(told["codes"]), servers={0: server})
         truth.append(whole)
-        seen = Counters(codes=whole.codes, boot=None) if step["silent"] and number < len(steps) else whole
+        seen = silent(dict(whole.codes)) if step["silent"] and number < len(steps) else whole
         readings.append(following(readings[-1], reading(number, seen, seen)))
     kept = sorted(data.draw(st.sets(st.integers(1, len(steps) - 1))) if len(steps) > 1 else [])
     cut = [readings[0], *(readings[number] for number in kept), readings[-1]]

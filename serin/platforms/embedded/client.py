@@ -5,11 +5,10 @@ import os
 import signal
 import socket
 import time
-from contextlib import suppress
+from contextlib import closing, suppress
 from pathlib import Path
 from typing import Any, Final
 
-from serin import model
 from serin.errors import TryAgain, UserError
 from serin.platforms.embedded import processes
 from serin.platforms.embedded.gateway import LOCAL
@@ -48,7 +47,6 @@ class Embedded:
         record = self.store.revision(found.stable, self.namespace) if found and found.stable else None
         if record is None:
             return None
-        model.verify(record.model, record.digest)
         return Champion(record.name, record.digest, str(record.model))
 
     def rollouts(self) -> list[ModelRollout]:
@@ -72,7 +70,7 @@ class Embedded:
             return f"no supervisor works on {home}; start it with `serin up`"
         if time.time() - (home / processes.LOCK).stat().st_mtime > SILENT_S:
             return f"the supervisor of {home} gets nothing done; {home / 'logs' / 'supervisor.log'} says why"
-        return None
+        return "; ".join(_state(self.store)["problems"]) or None
 
 
 def home_folder() -> Path:
@@ -94,44 +92,86 @@ def supervisor_pid(home: Path) -> int | None:
 def up(home: Path, *, timeout_s: float = START_S) -> str:
     """Start the platform, or find it running; return the address of its gateway.
 
-    SERIN_PORT names the gateway's port on the first start (0: any free one; default 8080). Raises `TryAgain` when the
+    SERIN_PORT names the gateway's port, this time and from now on (0: any free one). Without it and from the start
+    that is 8080, or any free one where 8080 is taken. When this returns every service answers, unless
+    `Embedded.problem` says why one does not.
+
+    Raises `UserError` when the port named is taken, or the gateway listens on another already, `TryAgain` when the
     supervisor ends, or the gateway does not answer within `timeout_s`.
     """
     home = home.resolve()
-    port = os.environ.get("SERIN_PORT", "")
-    if port and not (port.isdecimal() and int(port) < 2**16):
-        raise UserError(f"SERIN_PORT={port} is no port; use a number from 0 to 65535.")
+    port = _port()
+    _check_port(home, port)
     store = Store(home)
-    log = home / "logs" / "supervisor.log"
-    supervisor = None
-    if supervisor_pid(home) is None:
-        supervisor, _ = processes.spawn(
-            processes.python("serin.platforms.embedded.supervisor", str(home)),
-            folder=home,
-            log=log,
-            env={"SERIN_PORT": port} if port else {},
-        )
-    deadline = time.monotonic() + timeout_s
     try:
+        log = home / "logs" / "supervisor.log"
+        supervisor = None
+        if supervisor_pid(home) is None:
+            supervisor, _ = processes.spawn(
+                processes.python("serin.platforms.embedded.supervisor", str(home)),
+                folder=home,
+                log=log,
+                env={"SERIN_PORT": str(port)} if port is not None else {},
+            )
+        deadline = time.monotonic() + timeout_s
         while time.monotonic() < deadline:
             if supervisor_pid(home) is not None and _ready(store):
                 return f"http://{LOCAL}:{store.setting('port')}"
             if supervisor is not None and supervisor.poll():
                 raise TryAgain(f"The supervisor of {home} ended at once; {log} says why.", delay_s=5)
             time.sleep(0.05)
+        told = "; ".join(_state(store)["problems"]) or "the gateway does not answer"
     finally:
         store.close()
-    raise TryAgain(f"The gateway did not answer within {timeout_s:.0f} s; {log} says why.", delay_s=5)
+    raise TryAgain(f"Not ready within {timeout_s:.0f} s: {told}; {log} says more.", delay_s=5)
+
+
+def _port() -> int | None:
+    port = os.environ.get("SERIN_PORT", "")
+    if not port:
+        return None
+    if not (port.isdecimal() and int(port) < 2**16):
+        raise UserError(f"SERIN_PORT={port} is no port; use a number from 0 to 65535.")
+    return int(port)
+
+
+def _check_port(home: Path, port: int | None) -> None:
+    """Raises `UserError` when the gateway cannot listen where the user wants it to."""
+    wanted, current, gateway = port, None, None
+    if (home / "serin.db").exists():
+        with closing(Store(home)) as store:
+            wanted = port if port is not None else store.setting("wanted_port")
+            current, gateway = store.setting("port"), store.setting("gateway_pid")
+    if processes.alive(*(gateway or (None, None))):
+        if port and current and port != current:
+            raise UserError(
+                f"The gateway of {home} listens on port {current}, not on SERIN_PORT={port}; stop it with "
+                "`serin down` first, or leave SERIN_PORT out."
+            )
+        return
+    if wanted and not processes.port_is_free(wanted):
+        raise UserError(
+            f"Port {wanted} is taken by {processes.holder(wanted)}; stop that, or choose another with SERIN_PORT "
+            "(0: any free one)."
+        )
+
+
+def _state(store: Store) -> dict[str, Any]:
+    """What the supervisor saw last: the gateway's pid if it answers, revisions not ready yet, problems."""
+    return store.setting("state") or {"gateway": None, "waiting": [], "problems": []}
 
 
 def _ready(store: Store) -> bool:
-    if not processes.alive(*(store.setting("gateway_pid") or (None, None))):
+    """Whether the gateway lets clients in, and every service is there for them or known not to be."""
+    pid, started = store.setting("gateway_pid") or (None, None)
+    state, port = _state(store), store.setting("port")
+    if not processes.alive(pid, started) or state["gateway"] != pid or port is None:
         return False
     try:
-        socket.create_connection((LOCAL, store.setting("port")), timeout=1).close()
+        socket.create_connection((LOCAL, port), timeout=1).close()
     except OSError:
         return False
-    return True
+    return not state["waiting"] or bool(state["problems"])
 
 
 def down(home: Path) -> int:

@@ -24,6 +24,29 @@ _MANAGER: Final = f"{_TYPE}extensions.filters.network.http_connection_manager.v3
 _ROUTER: Final = f"{_TYPE}extensions.filters.http.router.v3.Router"
 _HTTP_OPTIONS: Final = "envoy.extensions.upstreams.http.v3.HttpProtocolOptions"
 
+_PREVIOUS_HOSTS: Final = {
+    "name": "envoy.retry_host_predicates.previous_hosts",
+    "typed_config": {"@type": f"{_TYPE}extensions.retry.host.previous_hosts.v3.PreviousHostsPredicate"},
+}
+_MISDIRECTED: Final = f"This gateway answers on this machine only, as localhost or {LOCAL}: send one of them as Host."
+_UNSUPPORTED: Final = "Send Content-Type: application/json, or application/octet-stream with binary tensors."
+_OF_A_PAGE: Final[Sequence[Sequence[Mapping[str, Any]]]] = (
+    ({"name": "content-type", "string_match": {"safe_regex": {"regex": r"(?i)(text/plain|multipart/).*"}}},),
+    (
+        {"name": "origin", "present_match": True},
+        {"name": ":method", "string_match": {"exact": "POST"}},
+        {
+            "name": "content-type",
+            "string_match": {"safe_regex": {"regex": r"(?i)application/(json|octet-stream)\b.*"}},
+            "treat_missing_header_as_empty": True,
+            "invert_match": True,
+        },
+    ),
+)
+"""What the requests have in common that a browser sends for any page. Programs that name no content type, or the one
+that curl names unless it is told better, name no origin either."""
+MAX_RETRIES: Final = 1024
+"""As many as requests that may be under way: all those that a killed server had."""
 UPSTREAM_IDLE_S: Final = 3
 """Below the 5 s after which the model server closes an idle connection: Envoy must never send into one that is
 just being closed."""
@@ -31,11 +54,11 @@ just being closed."""
 
 @dataclass(frozen=True, slots=True)
 class Upstream:
-    """`socket` is where the model server listens."""
+    """`sockets` are those on which the revision's model servers listen, or will."""
 
     cluster: str
     model_name: str
-    socket: str
+    sockets: tuple[str, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,8 +71,9 @@ class ServiceRoute:
     stable: str
 
 
-def socket_of(cluster: str) -> str:
-    return f"{SOCKETS}/{hashlib.sha256(cluster.encode()).hexdigest()[:16]}"
+def socket_of(cluster: str, number: int) -> str:
+    """Of the revision's server `number`."""
+    return f"{SOCKETS}/{hashlib.sha256(cluster.encode()).hexdigest()[:16]}.{number}"
 
 
 def bootstrap(folder: Path, port: int) -> dict[str, Any]:
@@ -74,6 +98,9 @@ def bootstrap(folder: Path, port: int) -> dict[str, Any]:
                                         "@type": _MANAGER,
                                         "stat_prefix": "gateway",
                                         "generate_request_id": True,
+                                        "local_reply_config": {
+                                            "body_format": {"json_format": {"error": "%LOCAL_REPLY_BODY%"}}
+                                        },
                                         "http_protocol_options": {
                                             "accept_http_10": True,  # load testers and old clients speak it
                                             "default_host_for_http_10": "localhost",
@@ -100,7 +127,7 @@ def bootstrap(folder: Path, port: int) -> dict[str, Any]:
 
 
 def clusters(upstreams: Sequence[Upstream]) -> list[dict[str, Any]]:
-    """Two of each model server: its predictions are counted under its name, as evidence; all else under another."""
+    """Two of each revision: its predictions are counted under its name, as evidence; all else under another."""
     return [cluster for upstream in upstreams for cluster in (_predictions(upstream), _other(upstream))]
 
 
@@ -110,15 +137,26 @@ def other(cluster: str) -> str:
 
 
 def _cluster(name: str, upstream: Upstream) -> dict[str, Any]:
+    servers = [{"endpoint": {"address": {"pipe": {"path": socket}}}} for socket in upstream.sockets]
     return {
         "@type": f"{_TYPE}config.cluster.v3.Cluster",
         "name": name,
         "type": "STATIC",
+        "common_lb_config": {"healthy_panic_threshold": {"value": 20}},
         "connect_timeout": "1s",
-        "load_assignment": {
-            "cluster_name": name,
-            "endpoints": [{"lb_endpoints": [{"endpoint": {"address": {"pipe": {"path": upstream.socket}}}}]}],
+        "load_assignment": {"cluster_name": name, "endpoints": [{"lb_endpoints": servers}]},
+        # One that loses a request is out at once, before health checks find it dead, while another is left.
+        "outlier_detection": {
+            "split_external_local_origin_errors": True,
+            "consecutive_local_origin_failure": 1,
+            "enforcing_consecutive_5xx": 0,
+            "enforcing_local_origin_success_rate": 0,
+            "enforcing_success_rate": 0,
+            "interval": "1s",
+            "base_ejection_time": "5s",
+            "max_ejection_percent": 50,
         },
+        "circuit_breakers": {"thresholds": [{"max_retries": MAX_RETRIES}]},
         "typed_extension_protocol_options": {
             _HTTP_OPTIONS: {
                 "@type": f"{_TYPE}extensions.upstreams.http.v3.HttpProtocolOptions",
@@ -148,19 +186,25 @@ def _other(upstream: Upstream) -> dict[str, Any]:
 
 
 def routes(services: Sequence[ServiceRoute]) -> list[dict[str, Any]]:
-    """Predictions of each service, split by weight, and its other paths."""
+    """Predictions of each service, split by weight, and its other paths, for programs of this machine: no page that
+    its user looks at may ask for predictions in the user's name, be it under a host name of its own (DNS rebinding)
+    or with a request that a browser sends unasked, which has one of three content types."""
     return [
         {
             "@type": f"{_TYPE}config.route.v3.RouteConfiguration",
             "name": "services",
+            "ignore_port_in_host_matching": True,
             "virtual_hosts": [
                 {
-                    "name": "all",
-                    "domains": ["*"],
+                    "name": "services",
+                    "domains": ["localhost", LOCAL],
                     "routes": [
-                        route for service in services for route in (_prediction_route(service), _other_route(service))
+                        *(_refusal(415, _UNSUPPORTED, headers=headers) for headers in _OF_A_PAGE),
+                        *(route for each in services for route in (_prediction_route(each), _other_route(each))),
+                        _refusal(404, _not_here([service.model_name for service in services])),
                     ],
-                }
+                },
+                {"name": "elsewhere", "domains": ["*"], "routes": [_refusal(421, _MISDIRECTED)]},
             ],
         }
     ]
@@ -187,12 +231,35 @@ def _other_route(service: ServiceRoute) -> dict[str, Any]:
 
 
 def _routed(target: Mapping[str, Any]) -> dict[str, Any]:
-    """A request that never reached a model is tried again."""
+    """A request is tried again, by another server of the same revision, when no byte of its answer came: inference
+    changes nothing, so it may be asked twice."""
     return {
         "timeout": "30s",
-        "retry_policy": {"retry_on": "connect-failure,refused-stream,reset-before-request", "num_retries": 2},
+        "retry_policy": {
+            "retry_on": "connect-failure,refused-stream,reset",
+            "num_retries": 2,
+            "retry_back_off": {"base_interval": "0.005s", "max_interval": "0.05s"},
+            "retry_host_predicate": [_PREVIOUS_HOSTS],
+            "host_selection_retry_max_attempts": 5,
+        },
         **target,
     }
+
+
+def _refusal(status: int, sentence: str, *, headers: Sequence[Mapping[str, Any]] = ()) -> dict[str, Any]:
+    """An answer of the gateway's own to every request with `headers`; it becomes `{"error": sentence}`."""
+    match = {"prefix": "/", **({"headers": list(headers)} if headers else {})}
+    return {"match": match, "direct_response": {"status": status, "body": {"inline_string": sentence}}}
+
+
+def _not_here(models: Sequence[str]) -> str:
+    if not models:
+        return "No model is served yet; release a first one with `serin release`."
+    names = ", ".join(models)
+    return (
+        f"Nothing is served at this path. The models here are: {names}; ask them at /v1/models/NAME:predict or "
+        "/v2/models/NAME/infer."
+    )
 
 
 def write(path: Path, version: str, resources: list[dict[str, Any]]) -> None:

@@ -121,8 +121,8 @@ class EmbeddedPlatform:
             return None
         return Revision(
             name=record.name,
-            ready=record.pid is not None and record.cluster in gateway.healthy,
-            restarts=record.restarts,
+            ready=any(server.pid is not None for server in record.servers) and record.cluster in gateway.healthy,
+            restarts=sum(server.restarts for server in record.servers),
             failure=record.failure,
         )
 
@@ -167,7 +167,6 @@ class EmbeddedPlatform:
             digest=digest,
             runtime=candidate.runtime,
             env={variable.name: variable.value for variable in candidate.env},
-            port=0,
         )
         self._store.save_revision(record)
         self._store.save_service(

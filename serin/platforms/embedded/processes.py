@@ -2,7 +2,6 @@
 
 import contextlib
 import os
-import random
 import socket
 import subprocess
 import sys
@@ -22,8 +21,6 @@ _KEPT_VARIABLES: Final = ("PATH", "HOME", "LANG", "LC_ALL", "TMPDIR", "TZ", "LD_
 KILL_S: Final = 5.0
 _OWN_FILES: Final = ("--config-path", "--model-dir")
 """The options by which a gateway and a model server are known as ours."""
-_PORTS: Final = range(20_000, 32_000)
-"""Below those the system gives to outgoing connections: none of them takes a port before its server is up."""
 
 
 def spawn(
@@ -66,6 +63,25 @@ def alive(pid: int | None, start: float | None) -> bool:
         return False
 
 
+def memory_bytes(pid: int) -> int:
+    """What a process holds in memory; 0 when it is gone."""
+    try:
+        return int(psutil.Process(pid).memory_info().rss)
+    except psutil.Error:
+        return 0
+
+
+def available_bytes(cgroups: Path = Path("/sys/fs/cgroup")) -> int:
+    """Memory that may still be taken, of the machine and of our container (cgroup v2)."""
+    available = int(psutil.virtual_memory().available)
+    files = [cgroups / name for name in ("memory.max", "memory.current", "memory.stat")]
+    if not all(file.exists() for file in files):
+        return available
+    limit, used, details = (file.read_text(encoding="ascii").strip() for file in files)
+    given_back = next((int(line.split()[1]) for line in details.splitlines() if line.startswith("inactive_file ")), 0)
+    return available if limit == "max" else min(available, int(limit) - int(used) + given_back)
+
+
 def stop(pids: Iterable[int], *, timeout_s: float) -> None:
     """SIGTERM to each in turn, SIGKILL to those that are still there after `timeout_s`."""
     ending = []
@@ -93,14 +109,24 @@ def belonging_to(home: Path) -> list[int]:
     return [pid for _, pid in sorted(found)]
 
 
-def free_port(preferred: int = 0) -> int:
-    """A port of the loopback interface on which nobody listens: `preferred`, or else any."""
-    for port in ([preferred] if preferred else []) + random.SystemRandom().sample(_PORTS, 100):
-        with socket.socket() as probe, contextlib.suppress(OSError):
-            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+def port_is_free(port: int) -> bool:
+    """Whether nobody listens on that port of the loopback interface."""
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
             probe.bind((LOCAL, port))
-            return port
-    raise OSError("no free port on the loopback interface")
+        except OSError:
+            return False
+    return True
+
+
+def holder(port: int) -> str:
+    """Who listens on a port of this machine, in words: other users' processes may have no names for us."""
+    with contextlib.suppress(psutil.Error):
+        for each in psutil.net_connections("tcp"):
+            if each.status == psutil.CONN_LISTEN and each.pid is not None and each.laddr[1:] == (port,):
+                return f"{psutil.Process(each.pid).name()} (process {each.pid})"
+    return "a program of another user"
 
 
 def python(module: str, *arguments: str) -> list[str]:

@@ -9,7 +9,7 @@ import json
 import sqlite3
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Final
@@ -17,8 +17,8 @@ from typing import Any, Final
 from serin.errors import UserError
 from serin.rollout.document import ModelRollout, Phase, Spec, Status
 
-SCHEMA_VERSION: Final = 1
-_SCHEMA: Final = """
+_MIGRATIONS: Final = (
+    """
 CREATE TABLE rollout (
     namespace TEXT NOT NULL, name TEXT NOT NULL, created_at TEXT NOT NULL,
     spec TEXT NOT NULL, status TEXT NOT NULL,
@@ -42,7 +42,20 @@ CREATE TABLE window (
     PRIMARY KEY (namespace, rollout, id)
 );
 CREATE TABLE setting (key TEXT PRIMARY KEY, value TEXT NOT NULL);
-"""
+""",
+    # Several processes for each revision, on sockets. Those of before are strays now, and started anew.
+    """
+ALTER TABLE revision ADD COLUMN servers TEXT NOT NULL DEFAULT '[]';
+ALTER TABLE revision DROP COLUMN port;
+ALTER TABLE revision DROP COLUMN pid;
+ALTER TABLE revision DROP COLUMN started;
+ALTER TABLE revision DROP COLUMN restarts;
+DELETE FROM setting WHERE key IN ('gateway_pid', 'admin_port');
+UPDATE rollout SET counters = NULL;
+""",
+)
+"""What makes a store of each version one of the next; an empty one is version 0."""
+SCHEMA_VERSION: Final = len(_MIGRATIONS)
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,8 +72,18 @@ class Service:
 
 
 @dataclass(frozen=True, slots=True)
+class Server:
+    """One process of a revision. `pid` and `started` (the process's own start time) identify it across a restart of
+    the supervisor; `restarts` is how often it died and was started again."""
+
+    pid: int | None = None
+    started: float | None = None
+    restarts: int = 0
+
+
+@dataclass(frozen=True, slots=True)
 class RevisionRecord:
-    """`pid` and `started` (the process's own start time) identify the process across a restart of the supervisor."""
+    """`failure` is why its program would not start, the last time it did not."""
 
     namespace: str
     name: str
@@ -69,11 +92,8 @@ class RevisionRecord:
     digest: str
     runtime: str
     env: dict[str, str]
-    port: int
-    pid: int | None = None
-    started: float | None = None
-    restarts: int = 0
     failure: str | None = None
+    servers: tuple[Server, ...] = ()
 
     @property
     def cluster(self) -> str:
@@ -100,13 +120,14 @@ class Store:
             ) from error
         with self.transaction():
             version = self._db.execute("PRAGMA user_version").fetchone()[0]
-            if version == 0:
-                for statement in filter(str.strip, _SCHEMA.split(";")):
+            for migration in _MIGRATIONS[version:]:
+                for statement in filter(str.strip, migration.split(";")):
                     self._db.execute(statement)
+            if version < SCHEMA_VERSION:
                 self._db.execute(f"PRAGMA user_version = {SCHEMA_VERSION}")
-        if version not in (0, SCHEMA_VERSION):
+        if version > SCHEMA_VERSION:
             raise UserError(
-                f"{home} was written by another version of serin (state {version}, this one reads {SCHEMA_VERSION}); "
+                f"{home} was written by a later version of serin (state {version}, this one reads {SCHEMA_VERSION}); "
                 "use that version, or start afresh with `make clean`."
             )
 
@@ -268,7 +289,9 @@ class Store:
 
     def save_revision(self, revision: RevisionRecord) -> None:
         self._db.execute(
-            "INSERT OR REPLACE INTO revision VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+            "INSERT OR REPLACE INTO revision"
+            " (namespace, name, service, model, digest, runtime, env, failure, servers)"
+            " VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)",
             (
                 revision.namespace,
                 revision.name,
@@ -277,11 +300,8 @@ class Store:
                 revision.digest,
                 revision.runtime,
                 json.dumps(revision.env),
-                revision.port,
-                revision.pid,
-                revision.started,
-                revision.restarts,
                 revision.failure,
+                json.dumps([asdict(each) for each in revision.servers]),
             ),
         )
 
@@ -313,4 +333,9 @@ def _rollout(row: sqlite3.Row) -> ModelRollout:
 
 
 def _revision(row: sqlite3.Row) -> RevisionRecord:
-    return RevisionRecord(**{**dict(row), "model": Path(row["model"]), "env": json.loads(row["env"])})
+    parsed = {
+        "model": Path(row["model"]),
+        "env": json.loads(row["env"]),
+        "servers": tuple(Server(**each) for each in json.loads(row["servers"])),
+    }
+    return RevisionRecord(**{**dict(row), **parsed})

