@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from predictor.columns import Batch, Layout
 from serin.errors import UserError
-from serin.model.explanation import EXPLANATION_FILE, Category, Explanation, Linear, Number, Single, Tree, Trees
+from serin.model.explanation import EXPLANATION_FILE, Category, Explanation, Linear, Number, Rate, Single, Tree, Trees
 
 Values = NDArray[Any]
 
@@ -79,6 +79,8 @@ class Explainer:
             values = batch.strings[place - self._numbers]
             if isinstance(column, Category):
                 columns[:, i] = values == column.value
+            elif isinstance(column, Rate):
+                columns[:, i] = [column.rates.get(value, column.other) for value in values]
             else:
                 columns[:, i] = [column.values.index(v) if v in column.values else -1 for v in values]
         return columns

@@ -12,6 +12,7 @@ from components.config import Config
 from components.preprocess.contract import FIRST_ROWS, counted, show_rows
 from components.preprocess.reading import Table
 from components.preprocess.spelling import MISSING_NUMBERS
+from components.train.features import KNOWN_VALUES
 from serin.errors import UserError
 
 MIN_ROWS: Final = 100
@@ -234,11 +235,22 @@ def uneven(target: pd.Series, held_out: npt.NDArray[np.bool_], config: Config) -
     return found
 
 
+def _unknown_values(values: pd.Series) -> str | None:
+    """What a model does not get to know of a column of very many values."""
+    if values.dtype == np.float64 or (different := values.nunique()) <= KNOWN_VALUES:
+        return None
+    beyond = 1 - values.value_counts().head(KNOWN_VALUES).sum() / len(values)
+    return (
+        f"`{values.name}` has {different} different values; a model knows the {KNOWN_VALUES} commonest, and those of "
+        f"the other {beyond:.1%} of the rows are one and the same to it."
+    )
+
+
 def notes(
     rows: pd.DataFrame, config: Config, features: tuple[str, ...], held_out: npt.NDArray[np.bool_]
 ) -> list[str]:
     """What a careful reader of the run should know about its rows."""
-    found = []
+    found = [note for name in features if (note := _unknown_values(rows[name]))]
     if config.ids:
         ids = rows[list(config.ids)]
         named = " and ".join(config.ids)

@@ -2,6 +2,7 @@
 
 from components.config import Config
 from components.dataset import Schema
+from components.train.features import CATEGORIES
 from components.train.record import Record
 
 
@@ -24,8 +25,9 @@ def write(config: Config, schema: Schema, record: Record) -> str:
             "## Data",
             f"{record.rows} training rows, {record.event_rate:.1%} of them `{schema.positive}`; "
             f"{len(schema.features)} inputs: {', '.join(f'`{c.name}` ({c.dtype})' for c in schema.features)}.",
-            "A missing number becomes the median of its column; a missing string is a value of its own; a rare value",
-            "and one not seen in training are the same to the model.",
+            "A missing number becomes the median of its column; a missing string is a value of its own. A value that",
+            "was not seen in training is none of the known ones. A column of more than",
+            f"{CATEGORIES} values counts by the event rate of each.",
             "",
             "## Figures, out-of-fold on the training rows",
             f"| log loss | AUC | cost per decision | calibrated | settings tried |\n|{'---|' * 5}",

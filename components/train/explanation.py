@@ -12,7 +12,7 @@ from components.train import trees
 from components.train.calibration import Sigmoid
 from components.train.rule import SingleColumnRule
 from serin.model import Feature
-from serin.model.explanation import Category, Code, Column, Explanation, Linear, Number, Single, Tree, Trees
+from serin.model.explanation import Category, Code, Column, Explanation, Linear, Number, Rate, Single, Tree, Trees
 
 
 def of(
@@ -43,6 +43,12 @@ def _columns(pipeline: Pipeline, names: dict[str, str]) -> list[Column]:
                     columns += [Category(feature=names[i], value=value) for value in values]
                 else:
                     columns.append(Code(feature=names[i], values=values))
+        elif name == "rates":
+            encoder = step["rate"]
+            for i, values, margins in zip(inputs, encoder.values_, encoder.margins_, strict=True):
+                *known, other = margins.tolist()
+                rates = dict(zip(values, known, strict=True))
+                columns.append(Rate(feature=names[i], rates=rates, other=other))
     return columns
 
 
@@ -64,11 +70,11 @@ def _linear(pipeline: Pipeline, inputs: pd.DataFrame) -> Linear:
     transformed = pipeline["columns"].transform(inputs)
     weights, centers = pipeline["learner"].coef_[0].astype(np.float64), transformed.mean(axis=0)
     base = float(pipeline["learner"].intercept_[0] + weights @ centers)
-    for name, step, columns in pipeline["columns"].transformers_:
-        if name == "numbers":
-            count, scaler = len(columns), step["scale"]
-            weights[:count] /= scaler.scale_
-            centers[:count] = centers[:count] * scaler.scale_ + scaler.mean_
+    for name, place in pipeline["columns"].output_indices_.items():
+        if name in ("numbers", "rates"):
+            scaler = pipeline["columns"].named_transformers_[name]["scale"]
+            weights[place] /= scaler.scale_
+            centers[place] = centers[place] * scaler.scale_ + scaler.mean_
     return Linear(base=base, weights=tuple(weights.tolist()), centers=tuple(centers.tolist()))
 
 

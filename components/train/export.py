@@ -128,23 +128,37 @@ def _rule(graph: _Graph, rule: SingleColumnRule) -> str:
 
 
 def _columns(graph: _Graph, pipeline: Pipeline, dtype: int) -> str:
-    """What the pipeline's columns hand to the learner, [N, width]: numbers, then encoded strings."""
+    """What the pipeline's columns hand to the learner, [N, width]: numbers, then encoded strings, then rates."""
     parts = []
     for name, step, inputs in pipeline["columns"].transformers_:
         if name == "numbers":
             raw = graph.node("Concat", *inputs, axis=1)
             medians = step["impute"].statistics_.astype(np.float32).tolist()
             part = graph.ml("Imputer", raw, imputed_value_floats=medians, replaced_value_float=float("nan"))
-            if "scale" in step.named_steps:
-                scaler = step["scale"]
-                part = graph.node("Sub", graph.cast(part, dtype), graph.constant(scaler.mean_, np.float64))
-                part = graph.node("Div", part, graph.constant(scaler.scale_, np.float64))
-            parts.append(graph.cast(part, dtype))
+            parts.append(_scaled(graph, part, step, dtype))
         elif name == "strings":
             encode = _one_hot if isinstance(step, OneHotEncoder) else _ordinal
             for column, categories in zip(inputs, step.categories_, strict=True):
                 parts.append(graph.cast(encode(graph, column, list(categories)), dtype))
+        elif name == "rates":
+            encoder = step["rate"]
+            known = zip(inputs, encoder.values_, encoder.margins_, strict=True)
+            part = graph.node("Concat", *(_rate(graph, *each) for each in known), axis=1)
+            parts.append(_scaled(graph, part, step, dtype))
     return graph.node("Concat", *parts, axis=1)
+
+
+def _scaled(graph: _Graph, part: str, step: Pipeline, dtype: int) -> str:
+    if "scale" in step.named_steps:
+        scaler = step["scale"]
+        part = graph.node("Sub", graph.cast(part, dtype), graph.constant(scaler.mean_, np.float64))
+        part = graph.node("Div", part, graph.constant(scaler.scale_, np.float64))
+    return graph.cast(part, dtype)
+
+
+def _rate(graph: _Graph, column: str, values: list[str], margins: np.ndarray) -> str:
+    *known, other = margins.tolist()
+    return graph.ml("LabelEncoder", column, keys_strings=values, values_floats=known, default_float=other)
 
 
 def _one_hot(graph: _Graph, column: str, categories: list[str]) -> str:

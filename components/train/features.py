@@ -11,7 +11,9 @@ from serin.model import Feature
 
 MOSTLY: Final = 0.8
 CATEGORIES: Final = 40
-"""A string column is known by its most frequent values; the rest count as unseen, as do new ones when serving."""
+"""A string column of no more values is known by them; one of more by the event rate of each (see `rates`)."""
+KNOWN_VALUES: Final = 5000
+"""The most frequent ones; the rest, and new ones when serving, are one and the same."""
 
 
 def of_schema(schema: Schema) -> tuple[Feature, ...]:

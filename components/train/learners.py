@@ -18,7 +18,8 @@ from sklearn.pipeline import Pipeline
 from sklearn.preprocessing import FunctionTransformer, OneHotEncoder, OrdinalEncoder, StandardScaler
 
 from components.config import Learner
-from components.train.features import top_categories
+from components.train.features import CATEGORIES, top_categories
+from components.train.rates import EventRates
 
 Params = Mapping[str, Any]
 
@@ -32,24 +33,31 @@ class Recipe:
     space: Mapping[str, BaseDistribution]
 
 
-def _linear_columns(inputs: pd.DataFrame) -> ColumnTransformer:
-    """Numbers: median for missing, scaled in double. Strings: a column per frequent value, 0 in all for others."""
+def _linear_columns(inputs: pd.DataFrame, seed: int) -> ColumnTransformer:
+    """Numbers: median for missing, scaled in double. Strings: a column per value, or the rate of each value's events
+    where there are many."""
     strings = OneHotEncoder(categories=_categories(inputs), handle_unknown="ignore", sparse_output=False)
-    steps = [("impute", _imputer()), ("double", FunctionTransformer(np.float64)), ("scale", StandardScaler())]
-    return _columns(inputs, Pipeline(steps), strings)
+    scaled = [("double", FunctionTransformer(np.float64)), ("scale", StandardScaler())]
+    rates = Pipeline([("rate", EventRates(seed)), *scaled])
+    return _columns(inputs, Pipeline([("impute", _imputer()), *scaled]), strings, rates)
 
 
-def _tree_columns(inputs: pd.DataFrame) -> ColumnTransformer:
-    """Numbers: median for missing. Strings: frequent values numbered by frequency, -1 for rare and unseen ones. Trees
-    do as well on the numbers as on a column per value, in a fraction of the time."""
+def _tree_columns(inputs: pd.DataFrame, seed: int) -> ColumnTransformer:
+    """Numbers: median for missing. Strings: values numbered by frequency, -1 for unseen ones, with which trees do as
+    well as with a column per value, in a fraction of the time; or the rate of each value's events where there are
+    many."""
     strings = OrdinalEncoder(
         categories=_categories(inputs), handle_unknown="use_encoded_value", unknown_value=-1, dtype=np.float32
     )
-    return _columns(inputs, Pipeline([("impute", _imputer())]), strings)
+    return _columns(inputs, Pipeline([("impute", _imputer())]), strings, Pipeline([("rate", EventRates(seed))]))
 
 
-def _columns(inputs: pd.DataFrame, numbers: Pipeline, strings: BaseEstimator) -> ColumnTransformer:
-    parts = (("numbers", numbers, _numbers(inputs)), ("strings", strings, _strings(inputs)))
+def _columns(inputs: pd.DataFrame, numbers: Pipeline, strings: BaseEstimator, rates: Pipeline) -> ColumnTransformer:
+    parts = (
+        ("numbers", numbers, _numbers(inputs)),
+        ("strings", strings, _strings(inputs)),
+        ("rates", rates, _strings(inputs, many=True)),
+    )
     return ColumnTransformer([part for part in parts if part[2]])
 
 
@@ -61,8 +69,10 @@ def _numbers(inputs: pd.DataFrame) -> list[str]:
     return [str(name) for name in inputs.columns if inputs[name].dtype == np.float32]
 
 
-def _strings(inputs: pd.DataFrame) -> list[str]:
-    return [str(name) for name in inputs.columns if inputs[name].dtype != np.float32]
+def _strings(inputs: pd.DataFrame, *, many: bool = False) -> list[str]:
+    """Of no more than `CATEGORIES` values, or of more."""
+    strings = [str(name) for name in inputs.columns if inputs[name].dtype != np.float32]
+    return [name for name in strings if (inputs[name].nunique() > CATEGORIES) == many]
 
 
 def _categories(inputs: pd.DataFrame) -> list[list[str]]:
@@ -80,21 +90,21 @@ def _logistic(params: Params, inputs: pd.DataFrame, seed: int) -> BaseEstimator:
     from sklearn.linear_model import LogisticRegression
 
     learner = LogisticRegression(**params, max_iter=1000)
-    return Pipeline([("columns", _linear_columns(inputs)), ("learner", learner)])
+    return Pipeline([("columns", _linear_columns(inputs, seed)), ("learner", learner)])
 
 
 def _hist_gradient_boosting(params: Params, inputs: pd.DataFrame, seed: int) -> BaseEstimator:
     from sklearn.ensemble import HistGradientBoostingClassifier
 
     learner = HistGradientBoostingClassifier(**params, early_stopping=False, random_state=seed)
-    return Pipeline([("columns", _tree_columns(inputs)), ("learner", learner)])
+    return Pipeline([("columns", _tree_columns(inputs, seed)), ("learner", learner)])
 
 
 def _xgboost(params: Params, inputs: pd.DataFrame, seed: int) -> BaseEstimator:
     from xgboost import XGBClassifier
 
     learner = XGBClassifier(**params, objective="binary:logistic", tree_method="hist", n_jobs=1, random_state=seed)
-    return Pipeline([("columns", _tree_columns(inputs)), ("learner", learner)])
+    return Pipeline([("columns", _tree_columns(inputs, seed)), ("learner", learner)])
 
 
 RECIPES: Final[Mapping[Learner, Recipe]] = {

@@ -3,8 +3,9 @@
     meta/explanation.json  `Explanation`
 
 A model is a sum of log-odds over columns made from the raw features: numbers with missing values filled, strings
-as a code or as one column of 0 and 1 per known value. Contributions are Shapley values of that sum, added up per
-feature and stretched by the calibration, so that log-odds of the score = base + sum of contributions.
+as a code, as one column of 0 and 1 per known value, or as the rate of each value's events. Contributions are Shapley
+values of that sum, added up per feature and stretched by the calibration, so that log-odds of the score = base + sum
+of contributions.
 """
 
 from pathlib import Path
@@ -43,7 +44,16 @@ class Code(_Part):
     values: tuple[str, ...]
 
 
-Column = Annotated[Number | Category | Code, Field(discriminator="kind")]
+class Rate(_Part):
+    """The log-odds of the event among the training rows with the feature's value, `other` for a value not there."""
+
+    kind: Literal["rate"] = "rate"
+    feature: str
+    rates: dict[str, float]
+    other: float
+
+
+Column = Annotated[Number | Category | Code | Rate, Field(discriminator="kind")]
 
 
 class Linear(_Part):

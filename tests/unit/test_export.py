@@ -95,6 +95,22 @@ def test_odd_columns(learner: str, inputs: pd.DataFrame) -> None:
 
 
 @pytest.mark.parametrize("learner", SMALL)
+def test_columns_of_many_values(learner: str) -> None:
+    rng = np.random.default_rng(1)
+    level, other = rng.integers(0, 150, 1500), rng.integers(0, 60, 1500)
+    inputs = pd.DataFrame(
+        {
+            "f0": np.array([f"lével {i}" if i else "" for i in level], dtype=object),
+            "f1": rng.normal(size=1500).astype(np.float32),
+            "f2": np.array([f"{i:03d}" for i in other], dtype=object),
+            "f3": rng.choice(["a", "b"], 1500).astype(object),
+        }
+    )
+    y = labels(rng.normal(size=150)[level] + inputs["f1"].to_numpy())
+    assert differences(learner, inputs, y, pd.concat([inputs, hostile(inputs)])).max() <= PARITY
+
+
+@pytest.mark.parametrize("learner", SMALL)
 def test_graph_has_the_contracts_inputs_and_one_output(learner: str) -> None:
     inputs = pd.DataFrame({"f0": np.arange(60, dtype=np.float32), "f1": np.array(["x", "y", ""] * 20, dtype=object)})
     y = labels(np.arange(60.0))

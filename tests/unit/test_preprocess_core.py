@@ -406,6 +406,19 @@ def test_types_of_unknown_columns_are_refused(tmp_path: Path, customers: pd.Data
         run(tmp_path, customers, config(data={"source": "x.csv", "types": {"tenur": "number"}}))
 
 
+def test_values_beyond_those_a_model_knows_are_noted(tmp_path: Path, customers: pd.DataFrame) -> None:
+    many = customers.sample(12000, replace=True, random_state=0).assign(
+        customerID=range(12000),
+        shop=[f"s{i % 5500}" for i in range(12000)],
+        town=[f"t{i % 200}" for i in range(12000)],
+    )
+    notes = [note for note in run(tmp_path, many, config()).notes if "different values" in note]
+    assert notes == [
+        "`shop` has 5500 different values; a model knows the 5000 commonest, and those of the other 8.3% of the rows "
+        "are one and the same to it."
+    ]
+
+
 def test_new_categories_are_a_note_unless_nothing_known_is_left(tmp_path: Path, customers: pd.DataFrame) -> None:
     run(tmp_path, customers, config())
     champion = as_champion(tmp_path)
