@@ -10,7 +10,7 @@ from predictor.limits import Limits
 
 SPARED_BYTES: Final = 64 * 2**10
 """The first of each body are outside of the budget: small requests are served however full it is."""
-_BUSY: Final = "The bodies of other requests take the memory there is for them; send this one again in a second."
+BUSY: Final = "The bodies of other requests take the memory there is for them; send this one again in a second."
 
 
 class Bodies:
@@ -54,7 +54,7 @@ class Body:
                     self._add(part)
         except TimeoutError as error:
             if self._given_up:
-                raise Busy(_BUSY) from error
+                raise Busy(BUSY) from error
             raise TooSlow(f"The body: expected all of it within {body_s:g} s, got {self._size} bytes.") from error
         finally:
             del self._unfinished[self]
@@ -73,7 +73,7 @@ class Body:
         while needed > self._bodies.free:
             longest = next(body for body in self._unfinished if body._taken or body is self)
             if longest is self:
-                raise Busy(_BUSY)
+                raise Busy(BUSY)
             longest._give_up()
         self._taken += needed
         self._bodies.free -= needed
@@ -84,4 +84,5 @@ class Body:
         self._taken = 0
         self._given_up = True
         self._parts.clear()
-        self._deadline.reschedule(0)
+        if not self._deadline.expired():
+            self._deadline.reschedule(0)

@@ -18,7 +18,7 @@ class Limits:
     rows: int = 10_000
     connections: int = 512
     reserved: int = 64
-    spared_s: float = 1.0
+    spared_s: float = 0.25
     head_bytes: int = 64 * 2**10
     pipelined: int = 16
     head_s: float = 10.0

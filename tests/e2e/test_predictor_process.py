@@ -13,11 +13,13 @@ import time
 from pathlib import Path
 
 import duckdb
+import grpc
 import onnx
 import predictor_models as models
 import psutil
 import pytest
 from predictor_process import DEADLINE_S, await_ready, command, free_port, predict, request, running
+from unfinished_call import UnfinishedCall
 
 from benchmarks.predictor_fuzz import fuzz
 from serin.model import seal
@@ -304,6 +306,24 @@ def test_unfinished_bodies_take_no_more_than_their_budget(root: Path) -> None:
         assert request(port, "POST", "/v1/models/churn:predict", b'{"instances":[{}]}' + b" " * 7_000_000)[0] == 200
         refused = sum(each.startswith("4") for each in request(port, "GET", "/metrics/serin.json")[1]["requests"])
     assert refused and grown_mb < 150
+
+
+def test_unfinished_grpc_messages_take_no_more_than_their_budget(root: Path) -> None:
+    grpc_port = free_port()
+    with running(root, "--grpc-port", str(grpc_port)) as (process, port), contextlib.ExitStack() as held:
+        before_mb = psutil.Process(process.pid).memory_info().rss / 2**20
+        calls = [held.enter_context(contextlib.closing(UnfinishedCall(grpc_port, 7_340_032))) for _ in range(60)]
+        senders = [threading.Thread(target=call.send, args=(5,)) for call in calls]
+        for sender in senders:
+            sender.start()
+        for sender in senders:
+            sender.join()
+        grown_mb = psutil.Process(process.pid).memory_info().rss / 2**20 - before_mb
+        with grpc.insecure_channel(f"127.0.0.1:{grpc_port}") as channel:
+            ready = channel.unary_unary("/inference.GRPCInferenceService/ServerReady")
+            assert ready(b"", timeout=10) == b"\x08\x01"
+        assert predict(port)[0] == 200
+    assert any(call.missing_bytes == 0 for call in calls) and grown_mb < 200
 
 
 def test_bodies_that_grow_when_they_are_parsed_are_parsed_one_at_a_time(root: Path) -> None:
