@@ -151,7 +151,7 @@ class Platform:
         return None
 
     def check(self, *_: object, **__: object) -> tuple[Check, ...]:
-        return (Check(name="ready", passed=True, detail="20 of 20 say that the model is ready"),)
+        return (Check(name="ready", passed=True, detail="20 of 20 report the model as ready"),)
 
 
 def _histogram(edges: tuple[float, ...], values: list[float]) -> dict[int, float]:
@@ -256,7 +256,7 @@ def measure(api: Api, namespace: str, in_flight: int, port: int, measure_s: floa
             time.sleep(0.2)
         time.sleep(max(0.0, measure_s - (time.monotonic() - start_s)))
         after, spent_s, took_s = observed.metrics(), observed.cpu_s() - cpu_s, time.monotonic() - start_s
-        looks = after["serin_look_seconds_count"] - before["serin_look_seconds_count"]
+        looks = after["serin_reconcile_seconds_count"] - before["serin_reconcile_seconds_count"]
         document = api.get(objects.rollouts(namespace, _name(0)))
         return Figures(
             in_flight,
@@ -266,7 +266,7 @@ def measure(api: Api, namespace: str, in_flight: int, port: int, measure_s: floa
             _percentile(before, after),
             tuple(changes_s),
             len(repr(document)) / 1000,
-            sum(value for name, value in after.items() if name.startswith("serin_look_errors_total")),
+            sum(value for name, value in after.items() if name.startswith("serin_reconcile_errors_total")),
         )
     finally:
         observed.stop()

@@ -41,7 +41,7 @@ class Stage(Document):
 
 
 class Bake(Document):
-    """The last stage: almost all traffic on the candidate while stable stays warm for an instant way back."""
+    """The last stage: almost all traffic on the candidate while stable stays warm for an instant rollback."""
 
     traffic: Annotated[int, Field(ge=1, le=99)] = 99
     seconds: Annotated[float, Field(ge=0)] = 60
@@ -60,7 +60,7 @@ class Plan(Document):
     def _rising(self) -> Self:
         shares = [stage.traffic for stage in self.stages]
         if shares != sorted(set(shares)):
-            raise ValueError(f"plan.stages: traffic must rise from stage to stage, got {shares}")
+            raise ValueError(f"plan.stages: traffic must increase from stage to stage, got {shares}")
         return self
 
 

@@ -130,7 +130,7 @@ def _keep(work: Callable[[threading.Event], None], stop: threading.Event, died: 
     try:
         work(stop)
     except Exception:  # whatever it was: a thread's end is seen by nobody
-        logging.getLogger("serin").exception("the controller ends, as what it cannot do without has failed")
+        logging.getLogger("serin").exception("the controller exits: a required part has failed")
         died.set()
         stop.set()
 

@@ -85,14 +85,16 @@ class Metrics:
         self._api, self._rollouts = api, rollouts
         self.registry = CollectorRegistry()
         ProcessCollector(registry=self.registry)
-        self.looks = Histogram("serin_look_seconds", "Time of one look at a service.", registry=self.registry)
+        self.looks = Histogram(
+            "serin_reconcile_seconds", "Duration of one reconcile of a service.", registry=self.registry
+        )
         self.lag = Histogram(
             "serin_reconcile_lag_seconds",
-            "Time from when a look was due (a change was seen, or its time had come) to its end.",
+            "Time from when a reconcile was due (a change, or the interval was over) to its end.",
             buckets=_LAG_S,
             registry=self.registry,
         )
-        self.errors = Counter("serin_look_errors", "Looks that failed.", ["kind"], registry=self.registry)
+        self.errors = Counter("serin_reconcile_errors", "Failed reconciles.", ["kind"], registry=self.registry)
         for kind in Failure:  # an alert on an increase does not see the first value of a series
             self.errors.labels(kind)
         self.registry.register(self)
@@ -106,9 +108,7 @@ class Metrics:
             for phase in Phase:
                 rollouts.add_metric([phase], counts[phase])
         yield rollouts
-        failures = CounterMetricFamily(
-            "serin_api_failures", "Requests the API server did not grant.", labels=["kind"]
-        )
+        failures = CounterMetricFamily("serin_api_failures", "Failed requests to the API server.", labels=["kind"])
         for kind, count in list(self._api.failures.items()):
             failures.add_metric([kind], count)
         yield failures

@@ -20,12 +20,12 @@ SPLIT: Final = "split"
 
 
 class EventMetric(Document):
-    """A kind of event that does harm, counted per request in `ArmCounts.events`.
+    """A kind of harmful event, counted per request in `ArmCounts.events`.
 
     Harm means: the candidate's rate is above `margin` times stable's *and* above `floor`.
     A candidate is safe at a stage's margin once its rate is shown to be below margin × max(stable's rate,
-    `acceptable_rate`): a larger `acceptable_rate` lets a service with few events promote on fewer requests and
-    gives up the finding of regressions below it.
+    `acceptable_rate`): a larger `acceptable_rate` lets a service with few events promote after fewer requests, but
+    regressions below it are not found.
     """
 
     name: Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]*$", max_length=40)]
@@ -36,9 +36,9 @@ class EventMetric(Document):
 
 
 class LatencyMetric(Document):
-    """Harm means: somewhere in the distribution the candidate is more than `margin` times *and* more than
-    `tolerance_ms` slower. Without the tolerance a service that answers in a millisecond would be judged by what
-    a colder cache costs: a candidate with 5 % of the traffic is slower than its twin with 95 %.
+    """Harm means: the candidate is more than `margin` times *and* more than `tolerance_ms` slower anywhere in the
+    distribution. The tolerance allows for colder caches, which matter if a service answers in a millisecond: with
+    5 % of the traffic even the same model is slower than with 95 %.
 
     The margin counts in whole buckets of `serin.model.histograms`, factors of 1.0508; 1.10 is two buckets.
     """
@@ -49,7 +49,7 @@ class LatencyMetric(Document):
 
 
 class Scores(StrEnum):
-    """What a candidate's scores are held against."""
+    """What a candidate's scores are compared with."""
 
     SAME = "same"
     """Stable's: the same model retrained, or in a new runtime."""
@@ -58,7 +58,7 @@ class Scores(StrEnum):
 
 
 class ScoreMetric(Document):
-    """Harm means: scores moved up or down by more than `tolerance`, or gathered in one decile of stable's.
+    """Harm means: scores shifted by more than `tolerance`, or concentrated in one decile of stable's.
 
     `tolerance` counts in whole buckets of 0.01. 0 is the strict mode: the same model in a new runtime.
     """

@@ -130,7 +130,7 @@ class Api:
                         raise Gone(f"watch of {path}: {event['object'].get('message')}", delay_s=RETRY_S)
                     yield event
         except (urllib3.exceptions.HTTPError, ValueError) as error:
-            raise TryAgain(f"watch of {path} broke off", delay_s=RETRY_S) from error
+            raise TryAgain(f"watch of {path} was interrupted", delay_s=RETRY_S) from error
         finally:
             stream.close()  # what is left in it would be read by the next request
 
@@ -142,7 +142,7 @@ class Api:
         try:
             answer: Json = orjson.loads(told)
         except ValueError as error:
-            raise self._unavailable(f"{method} {path}: the answer is no JSON", RETRY_S) from error
+            raise self._unavailable(f"{method} {path}: the answer is not JSON", RETRY_S) from error
         return answer
 
     def _call(

@@ -61,7 +61,7 @@ def from_kubeconfig(name: str | None) -> Connection:
             _present(tls, certificate, key)
     except (OSError, ValueError) as error:  # ssl's errors are of the first kind
         raise UserError(
-            f"The certificates of cluster {chosen['cluster']} in the kubeconfig are no use: {error}"
+            f"The certificates of cluster {chosen['cluster']} in the kubeconfig cannot be used: {error}"
         ) from error
     options = {"server_hostname": cluster["tls-server-name"]} if "tls-server-name" in cluster else {}
     pool = _pool(tls, cluster.get("proxy-url"), **options)
@@ -78,7 +78,7 @@ def context(name: str | None = None) -> dict[str, Any]:
     """The context of that name in the kubeconfig, by default the current one. Raises `UserError` without one."""
     wanted = name or next((file["current-context"] for file in _files() if file.get("current-context")), None)
     if wanted is None:
-        raise UserError("There is no cluster to talk to: the kubeconfig has no current context; set KUBECONFIG.")
+        raise UserError("No cluster is configured: the kubeconfig has no current context; set KUBECONFIG.")
     return _entry("contexts", wanted)
 
 
@@ -91,9 +91,9 @@ def _files() -> list[dict[str, Any]]:
             document = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
         except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
             why = " ".join(str(error).split())
-            raise UserError(f"The kubeconfig {path} cannot be read ({why}); mend it or set KUBECONFIG.") from error
+            raise UserError(f"The kubeconfig {path} cannot be read ({why}); fix it or set KUBECONFIG.") from error
         if not isinstance(document, dict):
-            raise UserError(f"{path} is no kubeconfig; mend it or set KUBECONFIG.")
+            raise UserError(f"{path} is not a kubeconfig; fix it or set KUBECONFIG.")
         for kind, part in (("clusters", "cluster"), ("users", "user")):
             for entry in document.get(kind) or []:
                 for field in ("certificate-authority", "client-certificate", "client-key", "tokenFile"):
@@ -101,7 +101,7 @@ def _files() -> list[dict[str, Any]]:
                         entry[part][field] = str(path.parent / entry[part][field])
         found.append(document)
     if not found:
-        raise UserError(f"There is no cluster to talk to: there is no kubeconfig at {paths}; set KUBECONFIG.")
+        raise UserError(f"No cluster is configured: there is no kubeconfig at {paths}; set KUBECONFIG.")
     return found
 
 

@@ -103,7 +103,9 @@ class Cache:
                     if version == begun:
                         stop.wait(RETRY_S)  # whoever ends watches at once must not be asked without a pause
             except (TryAgain, UserError) as error:
-                _log.log(logging.INFO if isinstance(error, TryAgain) else logging.ERROR, "%s; reading again", error)
+                _log.log(
+                    logging.INFO if isinstance(error, TryAgain) else logging.ERROR, "%s; reading it again", error
+                )
                 stop.wait(wait_s)
                 wait_s = min(2 * wait_s, LONGEST_RETRY_S)
 

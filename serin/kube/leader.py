@@ -42,7 +42,7 @@ class Leader:
             self._attempt()
             if self.leads is not led:
                 led = not led
-                _log.warning("%s %s", self._identity, "leads" if led else "lost its lease and stops acting")
+                _log.warning("%s %s", self._identity, "leads" if led else "lost its lease and stopped acting")
             stop.wait(RENEW_S)
 
     def hand_over(self) -> None:

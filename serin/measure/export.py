@@ -55,7 +55,7 @@ def _names(file: Path, series: list[Series]) -> Names:
         if any(_counts_requests(names, labels) for labels, _ in series):
             return names
     known = ", ".join(f"{names.requests} by {names.revision} and {names.code}" for names in KNOWN)
-    raise UserError(f"Export {file} has no counts of requests by revision and status code; serin knows {known}.")
+    raise UserError(f"Export {file} has no request counts by revision and status code; supported metrics: {known}.")
 
 
 def _counts_requests(names: Names, labels: Mapping[str, str]) -> bool:
@@ -71,7 +71,9 @@ def _namespace(file: Path, labels: set[str], arms: tuple[str, str]) -> str:
     there = {revision for _, revision in found}
     for revision in arms:
         if revision not in there:
-            raise UserError(f"Export {file} has no counts of revision {revision}; it has {', '.join(sorted(there))}.")
+            raise UserError(
+                f"Export {file} has no counts for revision {revision}; it has {', '.join(sorted(there))}."
+            )
     namespaces = {namespace for namespace, revision in found if revision in arms}
     if len(namespaces) > 1:
         raise UserError(f"Export {file} has these revisions in several namespaces: {', '.join(sorted(namespaces))}.")
@@ -109,7 +111,7 @@ def _readings(file: Path, looks: Looks, names: Names, rollout: tuple[str, str, s
         if wrong is not None:
             raise UserError(f"Export {file}: {wrong}.")
         if any(each.value != int(each.value) for each in requests):
-            raise UserError(f"Export {file} has parts of requests: export the counter itself, not its rate.")
+            raise UserError(f"Export {file} has fractions of requests: export the counter itself, not its rate.")
         told = counts(answers, *rollout)
         if told is None:
             raise AssertionError("times were given")

@@ -196,7 +196,7 @@ def problem(answers: Answers, now_s: float) -> str | None:
     if not answers.requests:
         if names.joined and answers.targets:
             return f"{names.requests} has no requests of the revision yet; send it one"
-        return f"{names.requests} is not there for the revision"
+        return f"{names.requests} has no series for the revision"
     for each in answers.requests:
         if not each.labels.get(names.code, "").isdigit():
             found = ", ".join(sorted(each.labels)) or "none"
@@ -221,7 +221,7 @@ def _problem_of_copies(names: Names, requests: Sequence[Sample]) -> str | None:
         return None
     jobs = sorted({each.labels.get("job", "") for each in requests if each.labels["instance"] == instance})
     return (
-        f"{names.requests} of {instance} is there twice (jobs: {', '.join(jobs)}); scrape it by one job, keep its "
+        f"{names.requests} of {instance} is scraped twice (jobs: {', '.join(jobs)}); scrape it by one job, keep its "
         "label instance, and ask a Prometheus that does not also show what its replicas scraped"
     )
 
@@ -233,7 +233,7 @@ def _problem_of_buckets(names: Names, buckets: Sequence[Sample]) -> str | None:
         return f"{names.latency} has no label le; keep its buckets"
     edges = {float(each.labels["le"]) for each in buckets}
     if float("inf") not in edges:
-        return f"{names.latency} has no bucket +Inf; keep all its buckets"
+        return f"{names.latency} has no +Inf bucket; keep all its buckets"
     last_s = max(edges - {float("inf")}, default=0.0) * names.unit_s
     if not _LAST_EDGE_S[0] <= last_s <= _LAST_EDGE_S[1]:
         unit = "seconds" if names.unit_s == 1 else "milliseconds"

@@ -93,7 +93,7 @@ def verify(root: Path, expected: str | None = None) -> Signature:
         raise UserError(f"{root} is not a model directory: {DIGESTS_FILE} cannot be read ({error}).") from error
     found = {p.relative_to(root).as_posix() for p in root.rglob("*") if p.is_file()} - {DIGESTS_FILE.as_posix()}
     for name in sorted(found ^ recorded.keys()):
-        what = "is missing" if name in recorded else "was added after training"
+        what = "is missing" if name in recorded else "was added after export"
         raise UserError(f"Model {root}: file {name} {what}; export the model again.")
     for name, sha in recorded.items():
         if _sha256(root / name) != sha:

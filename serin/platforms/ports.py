@@ -22,7 +22,9 @@ class Champion:
     def model(self) -> Path:
         """Its directory. Raises `UserError` when that is not on this machine."""
         if "://" in self.storage_uri:
-            raise UserError(f"The model that serves is at {self.storage_uri}, not on this machine; fetch it first.")
+            raise UserError(
+                f"The model being served is at {self.storage_uri}, not on this machine; download it first."
+            )
         return Path(self.storage_uri)
 
 

@@ -66,12 +66,12 @@ class Candidate(Document):
     @model_validator(mode="after")
     def _one_way(self) -> Self:
         if (self.storage_uri is None) == (self.predictor is None):
-            raise ValueError("give storageUri or predictor, one of the two")
+            raise ValueError("give either storageUri or predictor")
         named = self.digest is not None or self.env or self.runtime != "serin-onnx"
         if self.predictor is not None and named:
-            raise ValueError("beside predictor there is no digest, runtime or env; they belong into it")
+            raise ValueError("digest, runtime and env cannot be combined with predictor; put them into it")
         if self.predictor is not None and "canaryTrafficPercent" in self.predictor:
-            raise ValueError("predictor.canaryTrafficPercent is what the rollout sets; leave it out")
+            raise ValueError("predictor.canaryTrafficPercent is set by the rollout; leave it out")
         return self
 
 
@@ -106,7 +106,7 @@ class Spec(Document):
 
 
 class Check(Stored):
-    """One check at 0 % traffic: what was measured, against what bound."""
+    """One check at 0 % traffic: the measured value and its bound."""
 
     name: str
     passed: bool
@@ -119,7 +119,7 @@ class Requests(Stored):
 
 
 class Ratio(Stored):
-    """Anytime confidence sequence of candidate / stable; None while unknown."""
+    """Anytime-valid confidence sequence for candidate / stable; None while unknown."""
 
     low: float | None = None
     high: float | None = None

@@ -74,7 +74,7 @@ def test_the_first_model_is_live_after_its_checks(here):
 
 @pytest.mark.parametrize(
     ("path", "told"),
-    [("/", f"The models here are: {SERVICE}"), ("/metrics", "Nothing is served at this path"),
+    [("/", f"Models: {SERVICE}"), ("/metrics", "Nothing is served at this path"),
      ("/v1/models/another:predict", SERVICE), ("/v2/models/another/infer", SERVICE)],
 )  # fmt: skip
 def test_what_is_not_there_is_answered_with_what_is(here, path, told):
@@ -228,7 +228,7 @@ def test_a_supervisor_that_gets_nothing_done_is_told(here, monkeypatch):
     os.kill(pid, signal.SIGSTOP)
     try:
         here.wait(here.platform.problem, "the problem")
-        assert "gets nothing done" in here.platform.problem()
+        assert "makes no progress" in here.platform.problem()
     finally:
         os.kill(pid, signal.SIGCONT)
     here.wait(lambda: here.platform.problem() is None, "a look at the platform")
@@ -285,7 +285,7 @@ def test_the_end_of_one_model_server_costs_no_user_an_answer_and_is_held_against
 def test_a_gateway_that_lets_no_clients_in_is_replaced_and_that_is_said(here):
     before = here.platform.store.setting("gateway_pid")
     ask(OnSocket(here.path, gateway.ADMIN), "/drain_listeners", b"")
-    here.wait(lambda: "let no clients in" in (here.platform.problem() or ""), "the problem")
+    here.wait(lambda: "did not accept clients" in (here.platform.problem() or ""), "the problem")
     here.wait(lambda: here.platform.store.setting("gateway_pid") != before, "another gateway")
     assert client.up(here.path) == here.address
     body = json.dumps({"instances": [{"tenure": 5}]}).encode()
@@ -331,7 +331,7 @@ def test_a_stable_revision_that_cannot_start_is_tried_for_ever_said_and_replaced
         for pid in platform.servers(revision):
             os.kill(pid, signal.SIGKILL)
         platform.wait(lambda: "is not a model directory" in (platform.platform.problem() or ""), "the problem")
-        assert f"{revision}, the stable revision of {SERVICE}, does not serve" in platform.platform.problem()
+        assert f"{revision}, the stable revision of {SERVICE}, is not serving" in platform.platform.problem()
         client.down(platform.path)
         client.up(platform.path)
         platform.wait(lambda: "is not a model directory" in (platform.platform.problem() or ""), "the problem again")

@@ -142,7 +142,10 @@ def folder(tmp_path_factory) -> Path:
 
 PLANS = {
     "typo.yaml": ("stages: [{traffic: 5, minutes: 1}]", "ModelRollout: spec.plan.stages.0.minutes: Extra inputs"),
-    "falling.yaml": ("stages: [{traffic: 50}, {traffic: 5}]", "traffic must rise from stage to stage, got [50, 5]"),
+    "falling.yaml": (
+        "stages: [{traffic: 50}, {traffic: 5}]",
+        "traffic must increase from stage to stage, got [50, 5]",
+    ),
     "broken.yaml": ("stages: [", "broken.yaml is not YAML"),
     "binary.yaml": (b"\xff\xfe\x00", "binary.yaml is not YAML"),
     "list.yaml": ("- 1", "spec.plan"),
@@ -263,7 +266,7 @@ def test_an_error_of_our_own_keeps_its_traceback(serin, store, monkeypatch):
 
 def test_a_supervisor_that_ends_at_once_is_told_at_once(tmp_path, monkeypatch):
     monkeypatch.setattr(client.processes, "python", lambda *_: [sys.executable, "-c", "exit(1)"])
-    with pytest.raises(TryAgain, match=r"ended at once; .*supervisor\.log says why"):
+    with pytest.raises(TryAgain, match=r"exited at once; see .*supervisor\.log"):
         client.up(tmp_path)
 
 
@@ -280,7 +283,7 @@ def test_status_history_and_watch_need_no_terminal(serin, store):
         history=[{**entry, "phase": "RollingBack"}, {**entry, "phase": "RolledBack"}],
     )
     said = serin("status")
-    assert said.code == 0 and "no supervisor works on" in said.out and "RolledBack" in said.out
+    assert said.code == 0 and "no supervisor is running for" in said.out and "RolledBack" in said.out
     said = serin("history", "churn-1")
     assert said.out.splitlines()[0] == "churn-1 of churn"
     assert "2026-11-22 09:30:00Z  RolledBack     0 %  Aborted by request." in said.out
@@ -328,7 +331,7 @@ def test_a_port_that_is_none(tmp_path, monkeypatch, capsys, port):
     monkeypatch.setattr(sys, "argv", ["serin", "--home", str(tmp_path / "home"), "up"])
     with pytest.raises(SystemExit) as ended:
         cli.main()
-    assert ended.value.code == 2 and f"SERIN_PORT={port} is no port" in capsys.readouterr().err
+    assert ended.value.code == 2 and f"SERIN_PORT={port} is not a port" in capsys.readouterr().err
     assert not (tmp_path / "home").exists()
 
 
@@ -395,7 +398,7 @@ def kubectl(monkeypatch, capsys):
 )
 def test_the_namespace_may_stand_before_or_after_the_command(kubectl, arguments, asked):
     said = kubectl(*arguments)
-    assert said.code == 0 and "churn-1" in said.out and "no controller is at work" in said.out
+    assert said.code == 0 and "churn-1" in said.out and "no controller is running" in said.out
     assert kubectl.asked == [asked]
 
 
@@ -484,7 +487,9 @@ def test_doctor_names_what_is_missing_and_ends_with_1(kubectl, monkeypatch):
     kubectl.api.objects["/version"] = {"gitVersion": "v1.34.4"}
     said = kubectl("doctor")
     assert said.code == 1 and "ok   Kubernetes: v1.34.4\n" in said.out
-    assert "fix  ModelRollout: is not there; `kubectl apply --server-side -k manifests/crd` makes it.\n" in said.out
+    assert (
+        "fix  ModelRollout: is missing; create it with `kubectl apply --server-side -k manifests/crd`.\n" in said.out
+    )
 
 
 def test_doctor_looks_at_clusters_only(serin, store):

@@ -89,7 +89,7 @@ def service(**spec: Any) -> dict[str, Any]:
 def test_a_cluster_that_has_everything() -> None:
     found = findings(reading(answers={**ANSWERS, "services": {"items": [service()]}}), NOW)
     assert worst(found) == []
-    assert found[-1] == Finding(Verdict.OK, "InferenceService churn", "r1 serves")
+    assert found[-1] == Finding(Verdict.OK, "InferenceService churn", "r1 is serving")
 
 
 MISSING = {
@@ -106,13 +106,13 @@ MISSING = {
     "kserve config": (
         {"data": {"ingress": '{"disableIstioVirtualHost": false}'}},
         "KServe beside",
-        "waits for Istio",
+        "KServe expects Istio",
     ),
-    "gateways": ({"items": []}, "gateway", "no pod app=3scale-kourier-gateway runs in kourier-system"),
-    "modelrollouts": (None, "ModelRollout", "`kubectl apply --server-side -k manifests/crd` makes it"),
+    "gateways": ({"items": []}, "gateway", "no pod app=3scale-kourier-gateway is running in kourier-system"),
+    "modelrollouts": (None, "ModelRollout", "create it with `kubectl apply --server-side -k manifests/crd`"),
     "guard": (None, "guard", "kubectl apply -k manifests/guard"),
     "runtime": (None, "ClusterServingRuntime", "kubectl apply -k manifests/runtime"),
-    "lease": (None, "serin's controller", "no controller is at work"),
+    "lease": (None, "serin's controller", "no controller is running"),
     "namespace": (None, "namespace serving", "kubectl create namespace serving"),
     "accounts": ({"items": [{"metadata": {"name": "default"}}]}, "storage", "patch serviceaccount default"),
     "services": ({"items": [service(minReplicas=0)]}, "InferenceService churn", "has minReplicas 0"),
@@ -141,14 +141,14 @@ def test_counts_from_prometheus_are_not_looked_for_at_the_gateway(arguments: lis
     controller["spec"]["template"]["spec"]["containers"][0]["args"] = ["--host=0.0.0.0", *arguments]
     found = findings(reading(stats={POD: None}, answers={**ANSWERS, "controller": controller}), NOW)
     assert worst(found) == []
-    assert any("asks Prometheus at http://there:9090;" in each.told for each in found)
-    assert worst(findings(reading(stats={POD: None}), NOW))[0].what == "counters of the gateway"
+    assert any("queries Prometheus at http://there:9090;" in each.told for each in found)
+    assert worst(findings(reading(stats={POD: None}), NOW))[0].what == "gateway counters"
 
 
 def test_a_deployment_that_is_not_ready() -> None:
     broken = deployment("kserve/kserve-controller:v0.20.0") | {"status": {}}
     (found,) = worst(findings(with_answer("kserve manager", broken), NOW))
-    assert "0.20 is not ready; `kubectl -n there describe deployment it`" in found.told
+    assert "0.20 is not ready; see `kubectl -n there describe deployment it`" in found.told
 
 
 def test_the_oldest_versions_will_do() -> None:
@@ -168,7 +168,10 @@ def test_a_gateway_that_does_not_count() -> None:
 def test_rights_that_are_lacking() -> None:
     yours = {right: right[0] != "create" for right in PEOPLE_NEED}
     (found,) = worst(findings(reading(yours=yours), NOW))
-    assert "you may not create modelrollouts; have somebody run `kubectl -n serving create rolebinding" in found.told
+    assert (
+        "you may not create modelrollouts; ask an administrator to run `kubectl -n serving create rolebinding"
+        in found.told
+    )
     (found,) = worst(findings(reading(controllers=dict.fromkeys(CONTROLLER_NEEDS, False)), NOW))
     assert "kubectl apply -k manifests/rbac" in found.told
 
@@ -180,7 +183,7 @@ def test_a_service_under_release_is_well() -> None:
     found = findings(reading(answers=under_way), NOW)
     assert worst(found) == [] and found[-1].told == "is being released by churn-2"
     (foreign,) = worst(findings(with_answer("services", canary), NOW))
-    assert "another canary is open" in foreign.told
+    assert "another canary is in progress" in foreign.told
 
 
 def test_a_storage_class_will_do() -> None:

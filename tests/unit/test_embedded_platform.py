@@ -63,10 +63,10 @@ def damaged(folder: Path, target: Path, damage: Callable[[Path], object]) -> Pat
     [
         (lambda root: (root / model.MODEL_FILE).write_bytes(b"another model"), "does not match its digest"),
         (lambda root: (root / model.MODEL_FILE).unlink(), "model/model.onnx is missing"),
-        (lambda root: (root / "model" / "extra.pkl").write_bytes(b""), "model/extra.pkl was added after training"),
+        (lambda root: (root / "model" / "extra.pkl").write_bytes(b""), "model/extra.pkl was added after export"),
         (lambda root: (root / model.DIGESTS_FILE).unlink(), "not a model directory"),
-        (lambda root: ((root / model.SIGNATURE_FILE).unlink(), model.seal(root)), "cannot be taken over"),
-        (lambda root: ((root / model.SIGNATURE_FILE).write_text("{}"), model.seal(root)), "cannot be taken over"),
+        (lambda root: ((root / model.SIGNATURE_FILE).unlink(), model.seal(root)), "cannot be imported"),
+        (lambda root: ((root / model.SIGNATURE_FILE).write_text("{}"), model.seal(root)), "cannot be imported"),
     ],
 )
 def test_a_damaged_model_is_refused_by_name(store, folder, tmp_path, damage, why):

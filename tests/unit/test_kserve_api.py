@@ -235,7 +235,7 @@ def test_a_watch_that_ends_at_once_is_not_begun_again_at_once(
 
 def test_an_answer_that_is_no_json_is_tried_again(server: Server) -> None:
     server.answers = [(200, {}, b"<html>a proxy's page</html>")]
-    with pytest.raises(Unavailable, match="is no JSON"):
+    with pytest.raises(Unavailable, match="is not JSON"):
         server.api.list(PATH)
 
 

@@ -282,7 +282,7 @@ def test_who_may_not_look_at_the_lease_still_follows_rollouts(cluster: KServe, a
         ),
         (
             'x: User "jane" cannot get resource "services" in API group "" in the namespace "kourier-system"',
-            "jane may not get services in namespace kourier-system; ask whoever administers the cluster for it.",
+            "jane may not get services in namespace kourier-system; ask the cluster's administrator.",
         ),
         ("exceeded quota", "exceeded quota"),
     ],

@@ -114,7 +114,7 @@ def test_what_is_missing_is_named(write: Write, tmp_path: Path) -> None:
         context("a")
 
 
-@pytest.mark.parametrize(("content", "told"), [(b"a,b\n1,2\n", "is no kubeconfig"), (b"\xff", "cannot be read")])
+@pytest.mark.parametrize(("content", "told"), [(b"a,b\n1,2\n", "is not a kubeconfig"), (b"\xff", "cannot be read")])
 def test_a_file_of_another_kind_is_no_kubeconfig(
     content: bytes, told: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -134,7 +134,7 @@ def test_a_server_is_checked_unless_the_kubeconfig_says_otherwise(write: Write, 
     write({}, name="c", **{"certificate-authority-data": base64.b64encode(b"not a certificate").decode()})
     write({"client-certificate": "gone.pem", "client-key": "gone.pem"}, name="d")
     for name in ("c", "d"):
-        with pytest.raises(UserError, match=f"certificates of cluster {name} in the kubeconfig are no use"):
+        with pytest.raises(UserError, match=f"certificates of cluster {name} in the kubeconfig cannot be used"):
             from_kubeconfig(name)
 
 

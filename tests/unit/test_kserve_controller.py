@@ -144,7 +144,7 @@ class FakeGateway:
         return self.blind
 
     def check(self, *_: object, **__: object) -> tuple[Check, ...]:
-        return (Check(name="ready", passed=True, detail="20 of 20 say that the model is ready"),)
+        return (Check(name="ready", passed=True, detail="20 of 20 report the model as ready"),)
 
 
 class World:

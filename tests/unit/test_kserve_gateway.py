@@ -212,7 +212,7 @@ def test_counts_that_cannot_be_are_nobodys(world: World, counts: dict[str, int])
 def test_a_gateway_that_does_not_tell_makes_us_blind(world: World) -> None:
     world.gateways.append(pod("kourier-2", ip=NOWHERE))
     assert world.counts() is None
-    told = "gateway pod kourier-2 does not tell its counts at port [0-9]+: it is not reached .*network policy"
+    told = "gateway pod kourier-2 does not serve its counters on port [0-9]+: it cannot be reached .*network policy"
     assert re.match(told, world.telemetry.problem("serving", "churn-1") or "")
 
 
@@ -232,7 +232,7 @@ def test_a_gateway_that_is_going_away_may_keep_silent(world: World) -> None:
 def test_no_gateway_at_all_is_no_reading(world: World) -> None:
     world.gateways = [pod("kourier-1", phase="Pending")]
     assert world.counts() is None
-    assert world.telemetry.problem("serving", "churn-1") == "no pod of the gateway runs"
+    assert world.telemetry.problem("serving", "churn-1") == "no gateway pod is running"
 
 
 def test_of_a_pod_only_what_is_needed_is_kept() -> None:
@@ -292,7 +292,7 @@ def candidates() -> Iterator[Candidates]:
 def test_a_good_candidate_passes_its_checks(candidates: Candidates) -> None:
     found = candidates.check(bodies=30)
     assert [name for name, each in found.items() if each.passed] == ["ready", "answers", "latency"]
-    assert found["ready"].detail == "20 of 20 say that the model is ready"
+    assert found["ready"].detail == "20 of 20 report the model as ready"
 
 
 def test_requests_that_stable_refuses_too_do_not_count(candidates: Candidates) -> None:
@@ -306,7 +306,7 @@ def test_a_candidate_that_hangs_keeps_the_checks_of_others_waiting_no_longer_tha
     candidates.hangs = {"latest-x"}
     found = candidates.check(bodies=200)
     assert not any(each.passed for each in found.values())
-    assert found["ready"].detail == "0 of 3 say that the model is ready (others: no answer)"
+    assert found["ready"].detail == "0 of 3 report the model as ready (others: no answer)"
     assert candidates.asked.count(("latest-x", "/v1/models/churn")) == 3
     assert len(candidates.asked) <= 9
 

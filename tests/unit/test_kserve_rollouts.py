@@ -254,7 +254,7 @@ def test_a_service_that_kserve_refuses_is_not_released() -> None:
     cluster = Cluster(fake.settle(), rollout())
     status = cluster.run(ticks=20)
     assert status.phase is Phase.FAILED
-    assert "mend it first" in status.reason
+    assert "fix it first" in status.reason
 
 
 def test_a_candidate_that_fails_its_checks_gets_no_request() -> None:
@@ -271,7 +271,7 @@ def test_the_race_that_sends_everything_to_an_older_model_is_seen_and_ended() ->
     cluster.fake.race = True
     status = cluster.run()
     assert status.phase is Phase.ROLLED_BACK
-    assert "KServe went back to r1 instead of r2" in status.reason
+    assert "KServe rolled back to r1 instead of r2" in status.reason
     assert cluster.model() == {"v2"}
     assert "r3" not in cluster.served()
 
@@ -299,7 +299,7 @@ def test_a_candidate_that_is_stable_but_for_what_a_webhook_fills_in_is_refused()
     cluster = same_again()
     status = cluster.run()
     assert (status.phase, cluster.fake.percent) == (Phase.FAILED, None)
-    assert "serves this candidate already" in status.reason
+    assert "already serves this candidate" in status.reason
     assert {cluster.fake.models[name] for name in cluster.served()} == {"v3"}
 
 
@@ -308,7 +308,7 @@ def test_a_candidate_of_which_no_revision_comes_leaves_users_with_an_older_model
     cluster = same_again(contianerConcurrency=5)
     status = cluster.run()
     assert status.phase is Phase.ROLLED_BACK
-    assert "KServe went back to" in status.reason
+    assert "KServe rolled back to" in status.reason
     assert cluster.model() == {"v3"}
     elsewhere = [shares for _, shares in cluster.shares if {cluster.fake.models[name] for name in shares} != {"v3"}]
     assert len(elsewhere) <= 3
@@ -411,7 +411,7 @@ def test_a_service_that_is_changing_is_waited_for() -> None:
     for _ in range(4):
         cluster.tick()
     assert cluster.status.phase is Phase.PENDING
-    assert "waits until InferenceService churn is at rest" in cluster.status.reason
+    assert "waits until InferenceService churn is settled" in cluster.status.reason
     assert cluster.run().phase is Phase.PROMOTED
 
 
@@ -457,13 +457,13 @@ def test_a_service_that_was_deleted_and_made_anew_is_left_alone(stage: int, mode
     status = cluster.run(ticks=10)
     assert (status.phase, status.reason) == (
         Phase.ROLLED_BACK,
-        "stopped: the InferenceService was deleted and made anew",
+        "stopped: the InferenceService was deleted and created again",
     )
     assert (cluster.fake.version, cluster.model()) == (version, {model})
 
 
 REFUSED: list[tuple[str, Callable[[FakeKServe], object]]] = [
-    ("serves this candidate already", lambda fake: fake.ask("v3", percent=100).settle().ask(percent=None).settle()),
+    ("already serves this candidate", lambda fake: fake.ask("v3", percent=100).settle().ask(percent=None).settle()),
     ("canaryTrafficPercent 10", lambda fake: fake.ask("v8", percent=10).settle()),
     ("minReplicas 0", lambda fake: fake.predictor.update(minReplicas=0)),
     ("disable-auto-update", lambda fake: fake.annotations.update({"serving.kserve.io/disable-auto-update": "true"})),

@@ -40,7 +40,7 @@ def test_dashboard_and_alerts_ask_for_what_is_exposed() -> None:
 def test_the_first_failed_look_is_an_increase() -> None:
     metrics, _ = controller_metrics()
     for kind in ("bug", "refused"):
-        assert metrics.registry.get_sample_value("serin_look_errors_total", {"kind": kind}) == 0
+        assert metrics.registry.get_sample_value("serin_reconcile_errors_total", {"kind": kind}) == 0
 
 
 def test_rollouts_that_have_not_been_read_yet_are_not_told_as_none() -> None:

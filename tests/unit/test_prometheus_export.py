@@ -111,8 +111,8 @@ def test_the_gateways_counters_name_the_namespace_with_the_revision(tmp_path: Pa
 @pytest.mark.parametrize(
     ("result", "told"),
     [
-        ([series(STABLE, 200, {0: 1})], f"no counts of revision {CANDIDATE}; it has {STABLE}"),
-        ([{"metric": {"__name__": "up"}, "values": [[T0, "1"]]}], "no counts of requests by revision"),
+        ([series(STABLE, 200, {0: 1})], f"no counts for revision {CANDIDATE}; it has {STABLE}"),
+        ([{"metric": {"__name__": "up"}, "values": [[T0, "1"]]}], "no request counts by revision"),
         ([series(STABLE, 200, {0: 1.5}), series(CANDIDATE, 200, {0: 1})], "not its rate"),
         ([{"metric": {}, "value": [T0, "1"]}], "not an answer of Prometheus' query_range"),
     ],

@@ -67,9 +67,9 @@ class Embedded:
     def problem(self) -> str | None:
         home = self.store.home
         if supervisor_pid(home) is None:
-            return f"no supervisor works on {home}; start it with `serin up`"
+            return f"no supervisor is running for {home}; start it with `serin up`"
         if time.time() - (home / processes.LOCK).stat().st_mtime > SILENT_S:
-            return f"the supervisor of {home} gets nothing done; {home / 'logs' / 'supervisor.log'} says why"
+            return f"the supervisor of {home} makes no progress; see {home / 'logs' / 'supervisor.log'}"
         return "; ".join(_state(self.store)["problems"]) or None
 
 
@@ -118,12 +118,12 @@ def up(home: Path, *, timeout_s: float = START_S) -> str:
             if supervisor_pid(home) is not None and _ready(store):
                 return f"http://{LOCAL}:{store.setting('port')}"
             if supervisor is not None and supervisor.poll():
-                raise TryAgain(f"The supervisor of {home} ended at once; {log} says why.", delay_s=5)
+                raise TryAgain(f"The supervisor of {home} exited at once; see {log}.", delay_s=5)
             time.sleep(0.05)
         told = "; ".join(_state(store)["problems"]) or "the gateway does not answer"
     finally:
         store.close()
-    raise TryAgain(f"Not ready within {timeout_s:.0f} s: {told}; {log} says more.", delay_s=5)
+    raise TryAgain(f"Not ready within {timeout_s:.0f} s: {told}; see {log}.", delay_s=5)
 
 
 def _port() -> int | None:
@@ -131,7 +131,7 @@ def _port() -> int | None:
     if not port:
         return None
     if not (port.isdecimal() and int(port) < 2**16):
-        raise UserError(f"SERIN_PORT={port} is no port; use a number from 0 to 65535.")
+        raise UserError(f"SERIN_PORT={port} is not a port; use a number from 0 to 65535.")
     return int(port)
 
 

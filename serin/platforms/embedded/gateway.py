@@ -28,7 +28,7 @@ _PREVIOUS_HOSTS: Final = {
     "name": "envoy.retry_host_predicates.previous_hosts",
     "typed_config": {"@type": f"{_TYPE}extensions.retry.host.previous_hosts.v3.PreviousHostsPredicate"},
 }
-_MISDIRECTED: Final = f"This gateway answers on this machine only, as localhost or {LOCAL}: send one of them as Host."
+_MISDIRECTED: Final = f"This gateway accepts only localhost or {LOCAL} as Host."
 _UNSUPPORTED: Final = "Send Content-Type: application/json, or application/octet-stream with binary tensors."
 _OF_A_PAGE: Final[Sequence[Sequence[Mapping[str, Any]]]] = (
     ({"name": "content-type", "string_match": {"safe_regex": {"regex": r"(?i)(text/plain|multipart/).*"}}},),
@@ -257,7 +257,7 @@ def _not_here(models: Sequence[str]) -> str:
         return "No model is served yet; release a first one with `serin release`."
     names = ", ".join(models)
     return (
-        f"Nothing is served at this path. The models here are: {names}; ask them at /v1/models/NAME:predict or "
+        f"Nothing is served at this path. Models: {names}; send requests to /v1/models/NAME:predict or "
         "/v2/models/NAME/infer."
     )
 

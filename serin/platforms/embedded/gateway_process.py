@@ -88,11 +88,11 @@ class GatewayProcess:
     def _note_death(self, child: subprocess.Popen[bytes]) -> None:
         self._child = None
         if self._answered_at > self._spawned_at:
-            self._replaced = (time.monotonic(), f"the gateway died at {_clock()} and was started again")
+            self._replaced = (time.monotonic(), f"the gateway died at {_clock()} and was restarted")
             _log.error("the gateway died (exit code %s)", child.returncode)
         else:
             log = self._home / "logs" / "gateway.log"
-            self._say(f"the gateway ended at once (exit code {child.returncode}); {log} says why")
+            self._say(f"the gateway exited at once (exit code {child.returncode}); see {log}")
 
     def _start(self, port: int) -> None:
         bootstrap = self._home / "gateway" / "bootstrap.json"
@@ -169,11 +169,11 @@ class GatewayProcess:
         now = time.monotonic()
         shut = self._refused >= REFUSALS and now - self._spawned_at > START_S
         if (shut or now - self._answered_at > SILENT_S) and self.pid == pid:
-            _log.error("the gateway lets no clients in, it is replaced")
+            _log.error("the gateway does not accept clients; replacing it")
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
             self._child, self._retry_at = None, 0.0
-            self._replaced = (now, f"the gateway let no clients in at {_clock()} and was replaced")
+            self._replaced = (now, f"the gateway did not accept clients at {_clock()} and was replaced")
 
     def _say(self, trouble: str) -> None:
         if trouble != self._trouble:

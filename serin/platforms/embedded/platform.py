@@ -53,7 +53,7 @@ def fetch(store: Store, candidate: Candidate) -> str:
     if candidate.runtime not in RUNTIMES:
         raise UserError(f"There is no runtime {candidate.runtime}; known: {', '.join(RUNTIMES)}.")
     if candidate.storage_uri is None:
-        raise UserError("The embedded platform releases models, not predictors; give candidate.storageUri.")
+        raise UserError("The embedded platform releases models, not predictors; set candidate.storageUri.")
     source = _local_path(candidate.storage_uri)
     try:
         model.verify(source, candidate.digest)
@@ -66,7 +66,7 @@ def fetch(store: Store, candidate: Candidate) -> str:
             partial.rename(folder)
         model.verify(folder, digest)
     except (OSError, ValueError) as error:
-        raise UserError(f"Model {source} cannot be taken over: {error}") from error
+        raise UserError(f"Model {source} cannot be imported: {error}") from error
     return digest
 
 

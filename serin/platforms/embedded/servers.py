@@ -146,7 +146,7 @@ class Servers:
 
     def _last_words(self, record: RevisionRecord) -> str:
         lines = self._log_file(record).read_text(encoding="utf-8", errors="replace").strip().splitlines()
-        return lines[-1] if lines else "its program refused to start"
+        return lines[-1] if lines else "its process refused to start"
 
 
 def delay_s(restarts: int) -> float:

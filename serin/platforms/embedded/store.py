@@ -128,7 +128,7 @@ class Store:
         if version > SCHEMA_VERSION:
             raise UserError(
                 f"{home} was written by a later version of serin (state {version}, this one reads {SCHEMA_VERSION}); "
-                "use that version, or start afresh with `make clean`."
+                "use that version, or start over with `make clean`."
             )
 
     def close(self) -> None:

@@ -85,7 +85,7 @@ class Supervisor:
         """Once, until it is another error or a look succeeds."""
         if self._complaint != repr(error):
             self._complaint = repr(error)
-            _log.error("looks at the platform fail, trying again", exc_info=error)
+            _log.error("reconciling the platform fails, retrying", exc_info=error)
 
     async def _tick(self) -> None:
         self._write_clusters()
@@ -104,7 +104,7 @@ class Supervisor:
                 await self._step(rollout, stats, seen, waits_for, superseded_by)
             except Exception as error:
                 # one broken rollout must neither stop the others nor leave users with a candidate nobody watches
-                _log.exception("%s could not be reconciled; its traffic goes to stable", rollout.metadata.name)
+                _log.exception("%s could not be reconciled; rolling back to stable", rollout.metadata.name)
                 reason = f"{type(error).__name__}: {error}"
                 self._platform.withdraw(rollout)
                 self._store.save_status(rollout, unwatched(rollout.status, reason, datetime.now(UTC)))
@@ -311,16 +311,16 @@ class Supervisor:
         known.add((self._store.setting("gateway_pid") or [None])[0])
         strays = [pid for pid in processes.belonging_to(self._home) if pid not in known]
         if strays:
-            _log.warning("ending stray processes %s", strays)
+            _log.warning("stopping stray processes %s", strays)
             processes.stop(strays, timeout_s=STRAY_S)
 
 
 def not_serving(service: str, record: RevisionRecord) -> str:
     """What people are told of a stable revision that is not there for its users."""
-    why = record.failure or "its program does not get ready"
+    why = record.failure or "its process does not become ready"
     restarts = sum(server.restarts for server in record.servers)
-    again = f"started again {restarts} times so far" if restarts else "being started"
-    return f"{record.name}, the stable revision of {service}, does not serve: {why.rstrip('.')}; {again}"
+    again = f"restarts so far: {restarts}" if restarts else "starting"
+    return f"{record.name}, the stable revision of {service}, is not serving: {why.rstrip('.')}; {again}"
 
 
 def _private(folder: Path) -> None:
@@ -372,7 +372,7 @@ def main(home: Path) -> int:
     home.mkdir(parents=True, exist_ok=True, mode=0o700)
     with (home / processes.LOCK).open("a+") as lock:
         if not _locked(lock):
-            _log.info("another supervisor works on %s", home)
+            _log.info("another supervisor is running for %s", home)
             return 0
         lock.truncate(0)
         lock.write(str(os.getpid()))

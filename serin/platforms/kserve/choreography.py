@@ -75,18 +75,18 @@ def refusal(service: Service | None, candidate: Candidate) -> str | None:
     name = f"InferenceService {service.name}"
     if service.mode and service.mode not in KNATIVE_MODES:
         return (
-            f"{name} is in {service.mode} mode, in which KServe 0.20 accepts a canary and sends it nothing; "
-            "use the Knative mode."
+            f"{name} is in {service.mode} mode, in which KServe 0.20 accepts a canary but sends it no traffic; "
+            "use Knative mode."
         )
     if service.components:
         found = " and ".join(sorted(service.components))
-        return f"{name} has {found}, whose revisions move independently of the predictor's; release those by hand."
+        return f"{name} has {found}, whose revisions change independently of the predictor's; release those manually."
     if service.annotations.get(AUTO_UPDATE) == "true":
-        return f"{name} has the annotation {AUTO_UPDATE}, with which KServe ignores changes of traffic; remove it."
+        return f"{name} has the annotation {AUTO_UPDATE}, which makes KServe ignore changes of traffic; remove it."
     if service.annotations.get(TAG_ROUTING) != "true":
         return (
             f'{name} needs the annotation {TAG_ROUTING}: "true" for checks at 0 % traffic; add it '
-            "(KServe then makes one new revision) and wait until that serves."
+            "(KServe then creates one new revision) and wait until that is serving."
         )
     if service.predictor.get("minReplicas", 1) < 1:
         return f"{name} has minReplicas 0, so a candidate at 0 % traffic would have no pod; set it to 1 or more."
@@ -95,17 +95,17 @@ def refusal(service: Service | None, candidate: Candidate) -> str | None:
     if candidate.predictor is None and "model" not in service.predictor:
         return (
             f"{name} has no spec.predictor.model whose storageUri could be changed; "
-            "name the whole predictor in candidate.predictor."
+            "give the whole predictor in candidate.predictor."
         )
     if service.percent not in (None, 100):
         return (
-            f"{name} has {PERCENT} {service.percent}: another canary is open, or was left at 0; go back to the "
-            "model that should serve, wait until it is ready, and remove the field."
+            f"{name} has {PERCENT} {service.percent}: another canary is in progress, or was left at 0; restore "
+            "the model that should serve, wait until it is ready, and remove the field."
         )
     if service.refused is not None:
-        return f"KServe does not accept {name} as it is ({service.refused}); mend it first."
+        return f"KServe does not accept {name} ({service.refused}); fix it first."
     if _holds(service.predictor, candidate_predictor(service, candidate)):
-        return f"{name} serves this candidate already (KServe fills in what it leaves out), there is nothing to do."
+        return f"{name} already serves this candidate (including KServe's defaults); there is nothing to release."
     return None
 
 
@@ -114,7 +114,7 @@ def unrest(service: Service) -> str | None:
     if service.settled:
         return None
     return (
-        f"waits until InferenceService {service.name} is at rest (created {service.created or 'none'}, "
+        f"waits until InferenceService {service.name} is settled (created {service.created or 'none'}, "
         f"ready {service.ready or 'none'}, rolled out {service.rolled_out or 'none'})"
     )
 
@@ -162,7 +162,7 @@ def observe(
         gone = "the InferenceService was deleted" if stable else None
         return Observation(stable=stable, foreign_change=gone)
     if predictors.uid not in (None, service.uid):
-        return Observation(stable=stable, foreign_change="the InferenceService was deleted and made anew")
+        return Observation(stable=stable, foreign_change="the InferenceService was deleted and created again")
     asked = _holds(service.predictor, predictors.candidate)
     if asked and _promoting(status) and service.percent is None and service.settled:
         # by its own name, also when somebody's label has made one more revision of the same model meanwhile
@@ -209,7 +209,7 @@ def _foreign_change(service: Service, status: Status, predictors: Predictors, *,
     if started and service.created not in known:
         return f"revision {service.created} appeared, which this rollout did not ask for"
     if status.stable_revision and service.rolled_out not in known:
-        return f"KServe went back to {service.rolled_out or 'no revision'} instead of {status.stable_revision}"
+        return f"KServe rolled back to {service.rolled_out or 'no revision'} instead of {status.stable_revision}"
     used = {0, *(entry.traffic for entry in status.history)} if predictors.stable is not None else {100}
     if asked and service.percent not in used and not (service.percent is None and _promoting(status)):
         what = "removed" if service.percent is None else f"set to {service.percent}"

@@ -86,7 +86,7 @@ class KServe:
         if not found.settled:
             raise TryAgain(
                 f"InferenceService {service} is changing (created {found.created}, ready {found.ready or 'none'}, "
-                f"rolled out {found.rolled_out}), so which model serves cannot be told.",
+                f"rolled out {found.rolled_out}), so the model being served is unknown.",
                 delay_s=REST_S,
             )
         return _champion(service, found.rolled_out, found.predictor, ours)
@@ -142,9 +142,9 @@ class KServe:
 def idle(lease: Json | None, now: datetime) -> str | None:
     """What the controller's lease says against one being at work; None when nothing."""
     spec = lease["spec"] if lease is not None else {}
-    fix = f"look with `kubectl -n {CONTROLLER_NAMESPACE} get pods`"
+    fix = f"check with `kubectl -n {CONTROLLER_NAMESPACE} get pods`"
     if not spec.get("holderIdentity"):
-        return f"no controller is at work; {fix}, or install it with `make install`"
+        return f"no controller is running; {fix}, or install it with `make install`"
     silent_s = (now - datetime.fromisoformat(spec["renewTime"])).total_seconds()
     if silent_s > STALE_S:
         return f"the controller {spec['holderIdentity']} has been silent for {silent_s:.0f} s; {fix}"
@@ -156,8 +156,8 @@ def _champion(service: str, revision: str, predictor: Any, rollouts: list[ModelR
     uri = predictor.get("model", {}).get("storageUri")
     if uri is None:
         raise UserError(
-            f"InferenceService {service} has no spec.predictor.model.storageUri, so which model serves cannot be "
-            "told; give it one."
+            f"InferenceService {service} has no spec.predictor.model.storageUri, so the model being "
+            "served is unknown; set it."
         )
     brought = [
         each.spec.candidate.digest
@@ -199,7 +199,7 @@ def denied(message: str) -> str:
     user, namespace, resource = found["user"], found["namespace"], found["resource"]
     told = f"{user} may not {found['verb']} {resource}" + (f" in namespace {namespace}" if namespace else "")
     if resource not in _GRANTED or namespace is None:
-        return f"{told}; ask whoever administers the cluster for it."
+        return f"{told}; ask the cluster's administrator."
     role = "serin-view" if found["verb"] in ("get", "list", "watch") else "serin-edit"
     account = user.removeprefix("system:serviceaccount:")
     subject = f"--user={user}" if account == user else f"--serviceaccount={account}"

@@ -15,11 +15,11 @@ GROUP: Final = "serin.dev"
 VERSION: Final = "v1alpha1"
 PLURAL: Final = "modelrollouts"
 COLUMNS: Final = (
-    ("Service", "string", ".spec.service", "InferenceService that gets the model"),
+    ("Service", "string", ".spec.service", "InferenceService to release to"),
     ("Phase", "string", ".status.phase", ""),
-    ("Stage", "integer", ".status.stage", "stage of the plan, from 0; the one after the last is the bake"),
-    ("Traffic", "integer", ".status.traffic", "percent that the candidate should have"),
-    ("Evidence", "number", ".status.log10E", "log10 of the evidence of harm; 2 proves it at alpha 0.01"),
+    ("Stage", "integer", ".status.stage", "stage of the plan, from 0; the bake follows the last one"),
+    ("Traffic", "integer", ".status.traffic", "the candidate's planned traffic, in percent"),
+    ("Evidence", "number", ".status.log10E", "log10 of the evidence of harm; 2 is proof at alpha 0.01"),
     ("Age", "date", ".metadata.creationTimestamp", ""),
     ("Reason", "string", ".status.reason", ""),
 )
@@ -30,32 +30,32 @@ _FROZEN: Final = ("service", "candidate", "plan", "profile", "judge")
 _STARTED: Final = "has(oldSelf.status) && has(oldSelf.status.phase) && oldSelf.status.phase != 'Pending'"
 TOLD: Final = {
     "service": "Name of the InferenceService, in the same namespace.",
-    "candidate": "The model to release. What it does not name stays as it is in the service.",
-    "candidate.storageUri": "Where KServe finds the model: s3://, gs://, pvc://, ….",
-    "candidate.digest": "SHA-256 of the model directory, as training recorded it.",
-    "candidate.runtime": "ServingRuntime; without it the service keeps its own.",
-    "candidate.predictor": "Instead of storageUri: a whole spec.predictor, for a server of your own.",
+    "candidate": "The model to release. Fields not given keep their value in the service.",
+    "candidate.storageUri": "Location of the model: s3://, gs://, pvc://, ….",
+    "candidate.digest": "SHA-256 of the model directory, as recorded in training.",
+    "candidate.runtime": "ServingRuntime; default: the service's current one.",
+    "candidate.predictor": "Instead of storageUri: a complete spec.predictor, for a custom server.",
     "candidate.env": "Environment variables of the model container, added to the service's own.",
-    "plan": "Stages of traffic and their times; or name a profile.",
-    "plan.stages": "Percent of traffic, from stage to stage more.",
-    "plan.deadlineSeconds": "Without a decision after this time onInconclusive says what happens.",
+    "plan": "Traffic stages and their durations; alternatively name a profile.",
+    "plan.stages": "Traffic in percent, increasing from stage to stage.",
+    "plan.deadlineSeconds": "If there is no decision after this time, onInconclusive applies.",
     "plan.startSeconds": "How long a candidate may take to become ready.",
-    "plan.onInconclusive": "hold waits for a person, rollback and promote do not.",
+    "plan.onInconclusive": "At the deadline: hold waits for somebody to decide; rollback and promote act.",
     "plan.checks": "What a candidate must pass before it gets any traffic.",
-    "profile": "A ready-made plan: fast, balanced (the default) or careful.",
-    "judge": "How sure to be, and of what. Frozen at the start.",
-    "approval": "Whether a person must say yes before the first traffic, or before all of it.",
-    "approved": "The yes.",
-    "concurrency": "While an older rollout of the service is under way: queue behind it, or supersede it.",
-    "paused": "Hold the split where it is; the judge goes on watching.",
-    "promote": "Skip what is left of the plan, outside the judge's guarantee.",
-    "abort": "End the rollout with all traffic on stable.",
+    "profile": "A predefined plan: fast, balanced (the default) or careful.",
+    "judge": "What counts as harm, and how certain to be. Frozen at the start.",
+    "approval": "Whether approval is required before the first traffic, or before full traffic.",
+    "approved": "The approval.",
+    "concurrency": "If an older rollout of the service is in progress: queue behind it, or supersede it.",
+    "paused": "Keep traffic where it is; the judge keeps watching.",
+    "promote": "Skip the rest of the plan, outside the judge's guarantee.",
+    "abort": "Roll back: all traffic to stable.",
 }
-"""What `kubectl explain` says of the spec."""
+"""What `kubectl explain` shows for the spec."""
 ROOT_RULES: Final = [
     {
         "rule": "self.metadata.name.matches('^[a-z]([-a-z0-9]*[a-z0-9])?$') && size(self.metadata.name) <= 63",
-        "message": "metadata.name: at most 63 small letters, digits and '-', beginning with a letter",
+        "message": "metadata.name: at most 63 lowercase letters, digits and '-', starting with a letter",
     },
     *(
         {
@@ -72,14 +72,14 @@ SPEC_RULES: Final = [
 CANDIDATE_RULES: Final = [
     {
         "rule": "has(self.storageUri) != has(self.predictor)",
-        "message": "candidate: give storageUri or predictor, one of the two",
+        "message": "candidate: give either storageUri or predictor",
     },
 ]
 PLAN_RULES: Final = [
     {
         "rule": "self.stages.map(s, s.traffic).isSorted()"
         " && self.stages.all(s, self.stages.exists_one(t, t.traffic == s.traffic))",
-        "message": "plan.stages: traffic must rise from stage to stage",
+        "message": "plan.stages: traffic must increase from stage to stage",
     },
 ]
 CONDITIONS: Final = {
@@ -110,7 +110,7 @@ def definition() -> dict[str, Any]:
             field = field["properties"][name]
         field["description"] = told
     spec["description"] = "What to release and how; plan or profile, not both."
-    status["description"] = "Where the rollout is and what it has learned."
+    status["description"] = "The rollout's progress and evidence."
     spec["x-kubernetes-validations"] = SPEC_RULES
     spec["properties"]["plan"]["x-kubernetes-validations"] = PLAN_RULES
     spec["properties"]["candidate"]["x-kubernetes-validations"] = CANDIDATE_RULES
@@ -146,7 +146,7 @@ def definition() -> dict[str, Any]:
                         "openAPIV3Schema": {
                             "type": "object",
                             "description": "Release of one model to one InferenceService, through a canary that "
-                            "promotes itself or goes back on evidence.",
+                            "promotes or rolls itself back on evidence.",
                             "required": ["spec"],
                             "properties": {
                                 "apiVersion": {"type": "string"},

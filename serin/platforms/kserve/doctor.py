@@ -203,7 +203,7 @@ def _unread(what: str, answer: Refused) -> Finding:
 def _there(what: str, answer: Answer, command: str) -> Finding:
     if isinstance(answer, Refused):
         return _unread(what, answer)
-    return _ok(what, "is there") if answer is not None else _fix(what, f"is not there; `{command}` makes it.")
+    return _ok(what, "exists") if answer is not None else _fix(what, f"is missing; create it with `{command}`.")
 
 
 def version(text: str) -> tuple[int, int] | None:
@@ -218,7 +218,7 @@ def _dotted(pair: tuple[int, int]) -> str:
 
 def _kubernetes(answer: Answer) -> Finding:
     if not isinstance(answer, Mapping):
-        return _fix("Kubernetes", "the API server does not tell its version; is this address one?")
+        return _fix("Kubernetes", "no version at this address; check that it is an API server.")
     found = version(answer["gitVersion"])
     if found is not None and found < KUBERNETES:
         return _fix("Kubernetes", f"{answer['gitVersion']} is too old; upgrade it to {_dotted(KUBERNETES)} or later.")
@@ -227,19 +227,17 @@ def _kubernetes(answer: Answer) -> Finding:
 
 def _component(what: str, oldest: tuple[int, int], kinds: Answer, deployment: Answer) -> Finding:
     if kinds is None:
-        return _fix(what, f"is not there; {_INSTALL}.")
+        return _fix(what, f"is missing; {_INSTALL}.")
     if not isinstance(deployment, Mapping):
-        return Finding(Verdict.UNKNOWN, what, "is there; which version cannot be read")
+        return Finding(Verdict.UNKNOWN, what, "is installed; its version cannot be read")
     found = _version_of(deployment)
     if found is None:
-        return Finding(Verdict.UNKNOWN, what, "is there; neither label nor image name its version")
+        return Finding(Verdict.UNKNOWN, what, "is installed; neither label nor image gives its version")
     if found < oldest:
         return _fix(what, f"{_dotted(found)} is too old; upgrade it to {_dotted(oldest)} or later.")
     if not deployment.get("status", {}).get("readyReplicas"):
         name, namespace = deployment["metadata"]["name"], deployment["metadata"]["namespace"]
-        return _fix(
-            what, f"{_dotted(found)} is not ready; `kubectl -n {namespace} describe deployment {name}` says why."
-        )
+        return _fix(what, f"{_dotted(found)} is not ready; see `kubectl -n {namespace} describe deployment {name}`.")
     return _ok(what, _dotted(found))
 
 
@@ -265,8 +263,8 @@ def _network(answer: Answer) -> Finding:
     patch = f'{{"data":{{"ingress-class":"{KOURIER}"}}}}'
     return _fix(
         what,
-        f"is {chosen}, and counts are read from Kourier; `kubectl -n knative-serving patch configmap config-network "
-        f"--type merge -p '{patch}'` changes it.",
+        f"is {chosen}, but serin needs Kourier; change it with `kubectl -n knative-serving patch configmap "
+        f"config-network --type merge -p '{patch}'`.",
     )
 
 
@@ -276,10 +274,10 @@ def _ingress(answer: Answer) -> Finding:
         return _unread(what, answer)
     text = answer.get("data", {}).get("ingress", "") if isinstance(answer, Mapping) else ""
     if re.search(r'"disableIstioVirtualHost"\s*:\s*true', text):
-        return _ok(what, "makes no objects of Istio")
+        return _ok(what, "Istio is disabled")
     return _fix(
         what,
-        "waits for Istio; set disableIstioVirtualHost to true with `kubectl -n kserve edit configmap "
+        "KServe expects Istio; set disableIstioVirtualHost to true with `kubectl -n kserve edit configmap "
         "inferenceservice-config` and restart KServe's controller.",
     )
 
@@ -291,7 +289,7 @@ def _gateways(answer: Answer) -> Finding:
     pods: Sequence[Mapping[str, Any]] = answer["items"] if isinstance(answer, Mapping) else []
     running = [pod["metadata"]["name"] for pod in pods if pod["status"].get("phase") == "Running"]
     if not running:
-        return _fix(what, f"no pod {where.pods} runs in {where.namespace}; {_INSTALL}.")
+        return _fix(what, f"no pod {where.pods} is running in {where.namespace}; {_INSTALL}.")
     return _ok(what, ", ".join(running))
 
 
@@ -304,7 +302,10 @@ def _counts(controller: Answer, stats: Mapping[str, Answer]) -> list[Finding]:
     if url is None:
         return gateway
     return [
-        _ok("source of counts", f"the controller asks Prometheus at {url}; a rollout that it cannot watch says why")
+        _ok(
+            "source of counts",
+            f"the controller queries Prometheus at {url}; if a rollout cannot be watched, it says why",
+        )
     ]
 
 
@@ -315,15 +316,15 @@ def _prometheus(controller: Mapping[str, Any]) -> str | None:
 
 
 def _stats(pod: str, answer: Answer) -> Finding:
-    what = "counters of the gateway"
+    what = "gateway counters"
     if isinstance(answer, str) and "envoy_cluster_upstream_rq{" in answer:
-        return _ok(what, f"{pod} tells them on port {STATS_PORT}")
+        return _ok(what, f"{pod} serves them on port {STATS_PORT}")
     if isinstance(answer, Refused):
         return _unread(what, answer)
     return _fix(
         what,
-        f"{pod} does not tell answers by status on port {STATS_PORT}; compare ConfigMap kourier-bootstrap with "
-        "that of Kourier's release, and restart it: `kubectl -n kourier-system rollout restart deployment "
+        f"{pod} does not serve request counts by status on port {STATS_PORT}; compare ConfigMap kourier-bootstrap "
+        "with that of Kourier's release, and restart it: `kubectl -n kourier-system rollout restart deployment "
         "3scale-kourier-gateway`.",
     )
 
@@ -337,7 +338,7 @@ def _controller(answer: Answer, now: datetime) -> Finding:
     return (
         _fix(what, f"{problem}.")
         if problem
-        else _ok(what, f"{lease['spec']['holderIdentity']} leads" if lease else "")
+        else _ok(what, f"{lease['spec']['holderIdentity']} is the leader" if lease else "")
     )
 
 
@@ -346,20 +347,24 @@ def _lacking(rights: Mapping[Right, bool]) -> str:
 
 
 def _controllers_rights(rights: Mapping[Right, bool] | Refused) -> Finding:
-    what = "the controller's rights"
+    what = "the controller's permissions"
     if isinstance(rights, Refused):
         return _unread(what, rights)
     lacking = _lacking(rights)
-    return _fix(what, f"it may not {lacking}; `kubectl apply -k manifests/rbac`.") if lacking else _ok(what, "enough")
+    return (
+        _fix(what, f"it may not {lacking}; `kubectl apply -k manifests/rbac`.")
+        if lacking
+        else _ok(what, "sufficient")
+    )
 
 
 def _your_rights(namespace: str, rights: Mapping[Right, bool]) -> Finding:
     lacking = _lacking(rights)
     if not lacking:
-        return _ok("your rights", "enough")
+        return _ok("your permissions", "sufficient")
     return _fix(
-        "your rights",
-        f"you may not {lacking}; have somebody run `kubectl -n {namespace} create rolebinding serin-edit "
+        "your permissions",
+        f"you may not {lacking}; ask an administrator to run `kubectl -n {namespace} create rolebinding serin-edit "
         "--clusterrole=serin-edit --user=YOU`.",
     )
 
@@ -374,12 +379,13 @@ def _storage(namespace: str, accounts: Answer, classes: Answer) -> Finding:
         return _ok(what, f"ServiceAccount {', '.join(with_secrets)} has Secrets for object stores")
     if names:
         return _ok(
-            what, f"StorageClass {', '.join(names)} for pvc://; no ServiceAccount has Secrets for object stores"
+            what, f"StorageClass {', '.join(names)} for pvc:// only; no ServiceAccount has Secrets for object stores"
         )
     return _fix(
         what,
-        "there are neither Secrets for an object store nor a StorageClass; give a ServiceAccount the Secret of your "
-        f'store: `kubectl -n {namespace} patch serviceaccount default -p \'{{"secrets":[{{"name":"SECRET"}}]}}\'`.',
+        "there is neither a Secret for an object store nor a StorageClass; attach your store's Secret to a "
+        "ServiceAccount: "
+        f'`kubectl -n {namespace} patch serviceaccount default -p \'{{"secrets":[{{"name":"SECRET"}}]}}\'`.',
     )
 
 
@@ -408,6 +414,7 @@ def _service(seen: service.Service, rollout: str | None) -> Finding:
         return _fix(what, problem.removeprefix(f"{what} "))
     if not seen.settled:
         return _fix(
-            what, f"is not at rest; `kubectl get revisions -l serving.knative.dev/service={seen.name}-predictor`."
+            what,
+            f"is still changing; see `kubectl get revisions -l serving.knative.dev/service={seen.name}-predictor`.",
         )
-    return _ok(what, f"{seen.rolled_out} serves")
+    return _ok(what, f"{seen.rolled_out} is serving")

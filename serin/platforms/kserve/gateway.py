@@ -117,16 +117,16 @@ class EnvoyTelemetry:
                 answer = self._http.request("GET", address)
                 silence = None if answer.status == 200 else f"it answers {answer.status}"
             except urllib3.exceptions.HTTPError as error:
-                not_reached = f"it is not reached ({type(error).__name__})"
-                silence = f"{not_reached}; see whether a network policy keeps serin's controller out"
+                not_reached = f"it cannot be reached ({type(error).__name__})"
+                silence = f"{not_reached}; check whether a network policy blocks serin's controller"
             if silence is None:
                 read[pod["metadata"]["uid"]] = envoy.parse(answer.data.decode())
             elif "deletionTimestamp" not in pod["metadata"] and pod["status"]["ready"]:
                 name = pod["metadata"]["name"]
-                problem = f"gateway pod {name} does not tell its counts at port {STATS_PORT}: {silence}"
+                problem = f"gateway pod {name} does not serve its counters on port {STATS_PORT}: {silence}"
                 _log.warning("%s", problem)
                 return problem
-        return read or "no pod of the gateway runs"
+        return read or "no gateway pod is running"
 
     def _predictor_counts(self, namespace: str, revision: str) -> dict[str, Series]:
         """By process, as each last told: what one that is silent counts meanwhile comes with its next answer.
@@ -163,7 +163,7 @@ class EnvoyTelemetry:
         series = {kind: {int(bucket): int(count) for bucket, count in answer[kind].items()} for kind in _BUCKETS}
         for kind, buckets in _BUCKETS.items():
             if any(not 0 <= bucket < buckets or count < 0 for bucket, count in series[kind].items()):
-                raise ValueError(f"{kind} has counts that cannot be")
+                raise ValueError(f"{kind} has impossible counts")
         return answer["boot"], series
 
     def _forget(self, before_s: float) -> None:
@@ -249,7 +249,7 @@ class Gateway:
             return answers
 
         ready = ask(candidate, [None] * SMOKE_REQUESTS)
-        checks = [_count("ready", "say that the model is ready", [code for code, _ in ready])]
+        checks = [_count("ready", "report the model as ready", [code for code, _ in ready])]
         if bodies:
             ours = ask(candidate, bodies)
             theirs = ask(stable, bodies[: len(ours)]) if stable else []
