@@ -172,7 +172,7 @@ def test_what_a_predictor_counts_while_it_is_silent_for_a_moment_is_not_lost(wor
     for latencies in (40, 50, None, 90):
         world.predictor = latencies and {"boot": "b-1", "latency": {"12": latencies}, "score": {}}
         tally = add(tally, world.counts().read)
-    assert counters(tally, "churn-1").latency == {12: 50}
+    assert counters(tally, "churn-1").servers[0].latency == {12: 50}
 
 
 def test_predictors_that_hang_keep_nobody_from_looking_at_the_others(
