@@ -1,6 +1,5 @@
 """The config file: everything that differs from one data set to another."""
 
-import codecs
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
@@ -19,9 +18,10 @@ ColumnType = Literal["string", "number", "decimal_point", "decimal_comma"]
 
 def _known_encoding(name: str) -> str:
     try:
-        return codecs.lookup(name).name
+        "".encode(name)
     except LookupError as error:
-        raise ValueError(f"{name} is no encoding that Python knows, such as utf-8 or cp1252") from error
+        raise ValueError(f"{name} is no encoding of text that Python knows, such as utf-8 or cp1252") from error
+    return name
 
 
 class _Section(BaseModel):
@@ -32,13 +32,15 @@ class Data(_Section):
     """`source`: a path (relative to the config file) or an address; `synthetic`: name of the generator used when
     neither a file nor the network is there; `contract`: whether data that breaks the champion's data contract ends
     the run, or is accepted and gives the next contract. `types`: of columns whose type is not to be guessed from
-    their values. `encoding`: of a CSV file, by its name in Python."""
+    their values. `normalise`: text columns in which case and outer spaces do not matter. `encoding`: of a CSV file,
+    by its name in Python."""
 
     source: str
     sha256: str | None = None
     synthetic: Literal["churn"] | None = None
     contract: Literal["check", "accept"] = "check"
     types: dict[str, ColumnType] = {}
+    normalise: tuple[str, ...] = ()
     encoding: Annotated[str, AfterValidator(_known_encoding)] | None = None
 
 

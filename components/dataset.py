@@ -23,9 +23,12 @@ PROFILE_FILE: Final = "profile.json"
 
 
 class Column(BaseModel):
+    """`normalise`: case and outer spaces of a string do not matter to a model; the rows keep them."""
+
     model_config = ConfigDict(frozen=True, extra="forbid")
     name: str
     dtype: Literal["number", "string"]
+    normalise: bool = False
 
 
 class Schema(BaseModel):

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from predictor.errors import InvalidInput
-from serin.model import Feature
+from serin.model import Feature, normalised
 
 BLANKS: Final = " \t\r\n\u00a0"
 """A string of nothing else is missing, as in training."""
@@ -114,7 +114,8 @@ def _numbers(feature: Feature, values: Sequence[Any]) -> Sequence[Any]:
 def _strings(feature: Feature, values: Sequence[Any]) -> list[str]:
     if not _STRING_TYPES.issuperset(map(type, values)):
         raise _wrong_type(feature, values, _STRING_TYPES)
-    return [value if value and value.strip(BLANKS) else "" for value in values]
+    texts = [value if value and value.strip(BLANKS) else "" for value in values]
+    return [normalised(text) for text in texts] if feature.normalise else texts
 
 
 def _wrong_type(feature: Feature, values: Sequence[Any], allowed: frozenset[type]) -> InvalidInput:

@@ -11,9 +11,10 @@ import pandas as pd
 from components.config import Config
 from components.preprocess.contract import FIRST_ROWS, counted, show_rows
 from components.preprocess.reading import Table
-from components.preprocess.spelling import MISSING_NUMBERS
+from components.preprocess.spelling import EXAMPLES, MISSING_NUMBERS, shown
 from components.train.features import KNOWN_VALUES
 from serin.errors import UserError
+from serin.model import normalised
 
 MIN_ROWS: Final = 100
 MIN_CLASS_ROWS: Final = 10
@@ -36,7 +37,7 @@ def check_columns(columns: Iterable[str], config: Config) -> None:
     """Every column the config names is there, and the target is nothing else besides."""
     names = list(columns)
     wanted = {"target": (config.target,), "ids": config.ids, "protected": config.protected, "drop": config.drop}
-    wanted["data.types"] = tuple(config.data.types)
+    wanted |= {"data.types": tuple(config.data.types), "data.normalise": config.data.normalise}
     if config.split.group:
         wanted["split.group"] = (config.split.group,)
     if config.split.time:
@@ -135,7 +136,7 @@ def _useless(table: Table, name: str, config: Config) -> str | None:
     if values.dtype == np.float64:
         return "is a row number" if _numbers_the_rows(values) else None
     given = values[values != ""]
-    distinct = given.nunique()
+    distinct = len(_spellings(given)) if name in config.data.normalise else given.nunique()
     if distinct > NEAR_UNIQUE * len(given):
         guessed = f"; it {table.remarks[name]}" if name in table.remarks else ""
         return f"has {distinct} different values in {len(given)} rows{guessed}"
@@ -235,9 +236,38 @@ def uneven(target: pd.Series, held_out: npt.NDArray[np.bool_], config: Config) -
     return found
 
 
+def check_normalise(rows: pd.DataFrame, config: Config) -> None:
+    for name in config.data.normalise:
+        if rows[name].dtype == np.float64:
+            raise UserError(
+                f"Config data.normalise: {name!r} holds numbers; remove it there, or make it text with data.types: "
+                f"{{{name}: string}}."
+            )
+
+
+def _spellings(values: pd.Series) -> dict[str, list[str]]:
+    """The different values by what they are without case and outer spaces, the commonest first."""
+    found: dict[str, list[str]] = {}
+    for value in values.value_counts().index:
+        found.setdefault(normalised(value), []).append(value)
+    return found
+
+
+def _near_copies(values: pd.Series) -> str | None:
+    """Values that only a reader takes for the same."""
+    several = [same for same in _spellings(values).values() if len(same) > 1]
+    if not several:
+        return None
+    examples = ", ".join(shown(value, strip=False) for value in several[0][:EXAMPLES])
+    return (
+        f"`{values.name}` has values that differ in case or outer spaces only, such as {examples}, and are different "
+        f"ones to a model; data.normalise: [{values.name}] makes them one."
+    )
+
+
 def _unknown_values(values: pd.Series) -> str | None:
     """What a model does not get to know of a column of very many values."""
-    if values.dtype == np.float64 or (different := values.nunique()) <= KNOWN_VALUES:
+    if (different := values.nunique()) <= KNOWN_VALUES:
         return None
     beyond = 1 - values.value_counts().head(KNOWN_VALUES).sum() / len(values)
     return (
@@ -250,7 +280,14 @@ def notes(
     rows: pd.DataFrame, config: Config, features: tuple[str, ...], held_out: npt.NDArray[np.bool_]
 ) -> list[str]:
     """What a careful reader of the run should know about its rows."""
-    found = [note for name in features if (note := _unknown_values(rows[name]))]
+    found = []
+    for name in features:
+        if rows[name].dtype == np.float64:
+            continue
+        if note := _unknown_values(rows[name]):
+            found.append(note)
+        if name not in config.data.normalise and (note := _near_copies(rows[name])):
+            found.append(note)
     if config.ids:
         ids = rows[list(config.ids)]
         named = " and ".join(config.ids)

@@ -44,7 +44,7 @@ class Summary(BaseModel):
         for name, reason in self.dropped.items():
             names.setdefault(reason, []).append(f"`{name}`")
         left_out = (f"Left out {', '.join(each)}: {reason}." for reason, each in names.items())
-        return tuple(" ".join(line.split()) for line in (*self.notes, *left_out))
+        return tuple(line.replace("\n", " ") for line in (*self.notes, *left_out))
 
 
 def preprocess(
@@ -59,6 +59,7 @@ def preprocess(
     table = read(data, wishes=_wishes(config, agreed), encoding=config.data.encoding)
     rows = table.rows
     checks.check_columns(rows.columns, config)
+    checks.check_normalise(rows, config)
     notes = [*table.notes, *_contract_notes(config, champion, agreed, rows)]
     target, positive, negative = checks.label(rows, config)
     features, dropped = checks.choose_features(table, config)
@@ -77,7 +78,9 @@ def preprocess(
 
     described = list(dict.fromkeys((*features, *config.protected)))
     schema = Schema(
-        features=tuple(Column(name=name, dtype=_dtype(rows[name])) for name in features),
+        features=tuple(
+            Column(name=name, dtype=_dtype(rows[name]), normalise=name in config.data.normalise) for name in features
+        ),
         target=config.target,
         positive=positive,
         negative=negative,

@@ -58,7 +58,7 @@ def read(path: Path, *, wishes: Mapping[str, Wish] = MappingProxyType({}), encod
         if start.startswith(PARQUET_MAGIC) or path.suffix.lower() == ".parquet":
             names, declared = _load_parquet(connection, path)
             return _typed(connection, names, {**dict.fromkeys(declared, Wish.DECLARED), **wishes}, notes=())
-        if b"\0" in start:
+        if encoding is None and b"\0" in start:
             raise UserError(f"Data file {path} is not text; save it as CSV in UTF-8 or as Parquet.")
         with _as_utf8(path, encoding) as (utf8, notes):
             return _typed(connection, _load_csv(connection, utf8, path), wishes, notes)

@@ -249,7 +249,7 @@ class _Values:
             first := self._ask(f"value, {reading.value}", self._commonest(unusual, 1))
         ):
             ((spelled, number),) = first
-            parts.append(f"has numbers spelled like {_shown(spelled)}, read as {number:.15g}")
+            parts.append(f"has numbers spelled like {shown(spelled)}, read as {number:.15g}")
         return ", and ".join(parts)
 
     def text_remark(self, reading: Reading, found: Numbers, *, declared: bool) -> str:
@@ -263,7 +263,7 @@ class _Values:
     def _examples(self, condition: str) -> str:
         """The commonest values that meet it."""
         found = self._ask("value", self._commonest(condition, EXAMPLES + 1))
-        return ", ".join(_shown(value) for (value,) in found[:EXAMPLES]) + (", …" if len(found) > EXAMPLES else "")
+        return ", ".join(shown(value) for (value,) in found[:EXAMPLES]) + (", …" if len(found) > EXAMPLES else "")
 
     @property
     def _counted(self) -> str:
@@ -283,7 +283,9 @@ def _share(found: Numbers) -> str:
     return "all its values" if found.share == 1 else f"{found.share:.0%} of its values"
 
 
-def _shown(value: str) -> str:
+def shown(value: str, *, strip: bool = True) -> str:
     """In backticks, on one line, not too long."""
-    printable = "".join(letter if letter.isprintable() else " " for letter in value).strip()
+    printable = "".join(letter if letter.isprintable() else " " for letter in value)
+    if strip:
+        printable = printable.strip()
     return f"`{printable[:EXAMPLE_LENGTH]}{'…' if len(printable) > EXAMPLE_LENGTH else ''}`"

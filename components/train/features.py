@@ -7,7 +7,7 @@ import pandas as pd
 
 from components.dataset import Schema
 from serin.errors import UserError
-from serin.model import Feature
+from serin.model import Feature, normalised
 
 MOSTLY: Final = 0.8
 CATEGORIES: Final = 40
@@ -17,7 +17,10 @@ KNOWN_VALUES: Final = 5000
 
 
 def of_schema(schema: Schema) -> tuple[Feature, ...]:
-    return tuple(Feature(name=c.name, input=f"f{i}", dtype=c.dtype) for i, c in enumerate(schema.features))
+    return tuple(
+        Feature(name=column.name, input=f"f{i}", dtype=column.dtype, normalise=column.normalise)
+        for i, column in enumerate(schema.features)
+    )
 
 
 def frame(rows: pd.DataFrame, features: tuple[Feature, ...]) -> pd.DataFrame:
@@ -33,7 +36,8 @@ def frame(rows: pd.DataFrame, features: tuple[Feature, ...]) -> pd.DataFrame:
         if pd.api.types.is_numeric_dtype(values) != (feature.dtype == "number"):
             raise UserError(f"Column {feature.name!r} holds {values.dtype}; the model needs a {feature.dtype}.")
         if feature.dtype == "string":
-            columns[feature.input] = values.to_numpy(dtype=object)
+            spellings = {value: normalised(value) for value in values.unique()} if feature.normalise else None
+            columns[feature.input] = (values.map(spellings) if spellings else values).to_numpy(dtype=object)
             continue
         numbers = values.to_numpy(dtype=np.float64)
         if (np.abs(numbers) > np.finfo(np.float32).max).any():

@@ -12,10 +12,12 @@ The model's digest is the SHA-256 of `meta/digests.json`: it names the whole dir
 
 import hashlib
 import json
+import operator
+import unicodedata
 from pathlib import Path
 from typing import Final, Literal
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, Field
 
 from serin.errors import UserError
 
@@ -30,14 +32,20 @@ Value = float | int | bool | str | None
 Record = dict[str, Value]
 
 
+def normalised(text: str) -> str:
+    """One spelling for texts that differ in case, outer spaces, or how Unicode composes their letters."""
+    return unicodedata.normalize("NFC", text.strip().casefold())
+
+
 class Feature(BaseModel):
     """One raw column. Its ONNX input is `input`, a tensor [N, 1]: float32 for a number (missing is NaN),
-    string for a string (missing is the empty string)."""
+    string for a string (missing is the empty string). `normalise`: the string goes through `normalised` first."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
     name: str
     input: str
     dtype: Literal["number", "string"]
+    normalise: bool = Field(default=False, exclude_if=operator.not_)  # written only where it matters
 
 
 class Signature(BaseModel):

@@ -401,6 +401,12 @@ def test_a_number_that_the_config_makes_text_has_to_be_agreed_to(tmp_path: Path,
     assert read_rows(tmp_path / "agreed" / "test")["zip"].str.len().eq(3).all()
 
 
+@pytest.mark.parametrize("name", ["klingon", "hex"])
+def test_unknown_encodings_are_refused(name: str) -> None:
+    with pytest.raises(ValidationError, match=f"{name} is no encoding of text that Python knows"):
+        config(data={"source": "x.csv", "encoding": name})
+
+
 def test_types_of_unknown_columns_are_refused(tmp_path: Path, customers: pd.DataFrame) -> None:
     with pytest.raises(UserError, match=r"data.types: the data has no column 'tenur'; did you mean 'tenure'"):
         run(tmp_path, customers, config(data={"source": "x.csv", "types": {"tenur": "number"}}))

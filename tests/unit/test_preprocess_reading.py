@@ -48,6 +48,29 @@ def test_types_follow_from_all_values(tmp_path: Path, values: list[str], expecte
     pd.testing.assert_series_equal(column, pd.Series(expected, name="größe €"))
 
 
+def test_what_windows_wrote_is_what_clients_send(tmp_path: Path) -> None:
+    table = read(write(tmp_path, "name,x\n€50 – Café,1\n".encode("cp1252")))
+    assert table.rows["name"].tolist() == ["€50 – Café"]
+    assert table.notes == (AS_WINDOWS,)
+
+
+def test_the_configured_encoding_is_used(tmp_path: Path) -> None:
+    for encoding in ("cp1250", "utf-16", "shift_jis"):
+        table = read(write(tmp_path, "name,x\nAb,1\n".encode(encoding)), encoding=encoding)
+        assert (table.rows["name"].tolist(), table.notes) == (["Ab"], ())
+    path = write(tmp_path, "name,x\nłódź,1\n".encode("cp1250"))
+    assert read(path, encoding="cp1250").rows["name"].tolist() == ["łódź"]
+
+
+@pytest.mark.parametrize(("encoding", "tried"), [(None, "UTF-8 or cp1252"), ("ascii", "ascii")])
+def test_an_encoding_that_cannot_be_is_refused(tmp_path: Path, encoding: str | None, tried: str) -> None:
+    path = write(tmp_path, b"name,x\n\x81\xff,1\n")
+    with pytest.raises(
+        UserError, match=rf"is not {tried} text \(byte 0x81\); save it as UTF-8, or name its encoding"
+    ):
+        read(path, encoding=encoding)
+
+
 def test_named_columns_stay_text(tmp_path: Path) -> None:
     table = read(write(tmp_path, "id,x\n007,1\n8,2\n"), wishes={"id": Wish.TEXT})
     assert table.rows["id"].tolist() == ["007", "8"]
