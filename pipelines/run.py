@@ -151,7 +151,8 @@ class Run:
                 if rollout is not None and rollout.status.phase.terminal and not ended:
                     ended = time.monotonic()
                 self._note(tuple(execution.progress.notes))
-                screen.update(execution.progress, rollout, windows, problem)
+                problems = filter(None, (problem, traffic.losses.recent(time.monotonic())))
+                screen.update(execution.progress, rollout, windows, "; ".join(problems) or None)
                 if not running:
                     break
                 time.sleep(REFRESH_S)

@@ -34,6 +34,7 @@ class Traffic:
     def __init__(self, folder: Path) -> None:
         self._arguments = folder / "traffic.json"
         self._out = folder / "load.json"
+        self.losses = load.Losses(self._out)
         self._process: subprocess.Popen[bytes] | None = None
 
     def start(self, requests: Requests) -> None:

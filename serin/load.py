@@ -8,7 +8,7 @@ import asyncio
 import itertools
 import json
 import time
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -23,6 +23,7 @@ NO_ANSWER: Final = 0
 REVISION_HEADER: Final = "x-serin-revision"
 DIGEST_HEADER: Final = "x-serin-model-digest"
 MAX_IN_FLIGHT: Final = 2000
+RECENT_S: Final = 10.0
 
 
 @dataclass(slots=True)
@@ -49,6 +50,31 @@ class Tally:
                 for (revision, status), count in sorted(self.answers.items())
             ],
         }
+
+
+class Losses:
+    """Requests that no model answered, as the tally in `file` shows while a load generator renews it."""
+
+    def __init__(self, file: Path) -> None:
+        self._file = file
+        self._seen: deque[tuple[float, int, int]] = deque()
+
+    def recent(self, now_s: float) -> str | None:
+        """Those of the last seconds in words, None when all was answered. `now_s`: of any clock."""
+        if not self._file.exists():
+            return None
+        tally = json.loads(self._file.read_text(encoding="utf-8"))
+        lost = sum(each["count"] for each in tally["answers"] if not each["revision"])
+        self._seen.append((now_s, lost, tally["answered"]))
+        while len(self._seen) > 1 and self._seen[1][0] <= now_s - RECENT_S:
+            self._seen.popleft()
+        start_s, lost_before, answered_before = self._seen[0]
+        if lost == lost_before:
+            return None
+        return (
+            f"{lost - lost_before:,} of the load generator's last {tally['answered'] - answered_before:,} requests "
+            f"({max(1, round(now_s - start_s))} s) got no answer from a model"
+        )
 
 
 async def run(

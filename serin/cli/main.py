@@ -26,6 +26,7 @@ from serin.cli import view
 from serin.cli.judge import commands as judge_commands
 from serin.cli.target import connected, pass_platform, remembered, rollout_argument, rollout_named, said
 from serin.errors import TryAgain, UserError
+from serin.load import Losses
 from serin.plan import PROFILES, Checks, OnInconclusive, Plan, Stage
 from serin.platforms import connect
 from serin.platforms.embedded import client, processes
@@ -43,6 +44,7 @@ AWAY_S: Final = 120.0
 """A watch goes on through an API server that is away no longer than this."""
 _PIPE_WIDTH: Final = 240
 _REFUSED: Final = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT)
+TALLY: Final = "load.json"
 _POSITIVE: Final = click.FloatRange(0, min_open=True)
 
 
@@ -190,8 +192,9 @@ def release_command(
     requests_per_s = rate(traffic)
     client.up(home)
     platform = Embedded(home)
-    with _traffic(platform, service, requests_per_s, Path("runs")):
-        ended = _watched(platform, release.request(platform, spec, digest).metadata.name)
+    folder = Path("runs")
+    with _traffic(platform, service, requests_per_s, folder):
+        ended = _watched(platform, release.request(platform, spec, digest).metadata.name, Losses(folder / TALLY))
     _end(ended)
 
 
@@ -288,7 +291,7 @@ def drill(
     folder = Path("runs") / f"{name}-{datetime.now(UTC):%Y%m%dT%H%M%S}"
     with _traffic(platform, service, traffic, folder) as tally:
         rollout = release.create(platform, spec, name)
-        ended = _watched(platform, rollout.metadata.name)
+        ended = _watched(platform, rollout.metadata.name, Losses(folder / TALLY))
     exposed = tally()
     click.echo(
         f"requests served by the bad candidate: {ended.status.requests.candidate}; "
@@ -383,11 +386,14 @@ def rate(traffic: str) -> float:
     return per_second
 
 
-def _watched(platform: Platform, name: str) -> ModelRollout:
-    """The rollout at its end, shown until then; what was seen last while the platform is away for a moment."""
+def _watched(platform: Platform, name: str, losses: Losses | None = None) -> ModelRollout:
+    """The rollout at its end, shown until then; what was seen last while the platform is away for a moment. `losses`
+    of the traffic that is sent meanwhile are shown, too."""
 
     def look() -> view.Look:
-        return rollout_named(platform, name), platform.windows(name, last=view.WINDOWS), platform.problem()
+        problems = (platform.problem(), losses.recent(time.monotonic()) if losses is not None else None)
+        told = "; ".join(filter(None, problems)) or None
+        return rollout_named(platform, name), platform.windows(name, last=view.WINDOWS), told
 
     seen = look()
     seen_s = time.monotonic()
@@ -419,7 +425,7 @@ def _traffic(platform: Embedded, service: str, rate: float, folder: Path) -> Ite
         yield lambda: counts
         return
     folder.mkdir(parents=True, exist_ok=True)
-    out = (folder / "load.json").resolve()
+    out = (folder / TALLY).resolve()
     out.unlink(missing_ok=True)
     arguments = ("load", "--service", service, "--rate", str(rate), "--out", str(out))
     process = subprocess.Popen(

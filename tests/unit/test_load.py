@@ -3,6 +3,7 @@
 import asyncio
 import itertools
 import json
+from collections import Counter
 from collections.abc import Awaitable, Callable
 
 import pytest
@@ -105,3 +106,24 @@ def test_the_count_is_kept_in_a_file(tmp_path):
     document = json.loads(out.read_text(encoding="utf-8"))
     assert document["sent"] == tally.sent > 0 and document["failed"] == tally.sent
     assert not list(tmp_path.glob("*.partial"))
+
+
+def test_what_no_model_answers_is_told_while_it_happens(tmp_path):
+    file = tmp_path / "load.json"
+    losses = load.Losses(file)
+
+    def told(at_s: float, tally: load.Tally) -> str | None:
+        file.write_text(json.dumps(tally.document()), encoding="utf-8")
+        return losses.recent(at_s)
+
+    assert losses.recent(0) is None
+    tally = load.Tally(sent=1000, answers=Counter({("churn-1", 200): 900, ("churn-2", 500): 90, ("", 0): 10}))
+    assert told(1, tally) is None, "what was before it looked is not known to be recent"
+    tally.answers.update({("churn-1", 200): 1000, ("churn-2", 500): 100})
+    assert told(2, tally) is None, "a model that fails is the judge's business"
+    tally.answers.update({("", 0): 2000, ("", 503): 400, ("churn-1", 200): 100})
+    assert told(5, tally) == ("2,400 of the load generator's last 3,600 requests (4 s) got no answer from a model")
+    tally.answers.update({("churn-1", 200): 5000})
+    for second in range(6, 15):
+        assert told(second, tally) is not None
+    assert told(15, tally) is None, "it is over"
