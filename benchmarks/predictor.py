@@ -27,8 +27,9 @@ import httpx
 import joblib
 import psutil
 
-from benchmarks.common import Row, report
+from benchmarks.common import Row, report, report_part
 from benchmarks.predictor_fuzz import fuzz
+from benchmarks.predictor_fuzz_protocols import Maker, fuzz_http, fuzz_rpc
 from benchmarks.predictor_load import Load, closed_loop, open_loop, post
 from components import config, dataset
 from components.preprocess import core as preprocessing
@@ -51,7 +52,7 @@ Records = Sequence[dict[str, Any]]
 class Sizes:
     """`closed_s` and `open_s` are lengths of one closed-loop and one open-loop run. `guided`, `sent` and `soak` are
     numbers of requests: made by a coverage-guided fuzzer and answered in process, malformed and sent to the server,
-    good and sent to the server."""
+    good and sent to the server. `protocol`: of each protocol, valid ones and malformed ones."""
 
     warm_s: float = 1.5
     closed_s: float = 3.0
@@ -62,9 +63,12 @@ class Sizes:
     guided: int = 100_000
     sent: int = 30_000
     soak: int = 1_000_000
+    protocol: int = 100_000
 
 
-QUICK: Final = Sizes(0.3, closed_s=1, open_s=1, rounds=1, starts=2, turns=2, guided=3000, sent=2000, soak=5000)
+QUICK: Final = Sizes(
+    0.3, closed_s=1, open_s=1, rounds=1, starts=2, turns=2, guided=3000, sent=2000, soak=5000, protocol=600
+)
 
 
 @dataclass(frozen=True)
@@ -418,16 +422,48 @@ def socket_rows(server: Server, records: Records, every: Records, kept: Sequence
     ]
 
 
+def protocol_rows(model: Path, records: Records, every: Records, sizes: Sizes) -> list[Row]:
+    grpc_port = free_port()
+    server = serin(model, "--grpc-port", str(grpc_port))
+    make = Maker(1, "churn", "churn-00001", every)
+    rows = []
+    with running(server, bodies(server, records, 1)[0]) as started:
+        for name, outcome in (
+            ("V1", fuzz_http(started.port, make.v1, sizes.protocol)),
+            ("V2", fuzz_http(started.port, make.v2, sizes.protocol)),
+            ("gRPC", fuzz_rpc(grpc_port, make.rpc, sizes.protocol)),
+        ):
+            show(outcome.failures)
+            blame = "UNKNOWN, INTERNAL or the like" if name == "gRPC" else "5xx or not at all"
+            rows += [
+                Row(f"{name}: fuzzed requests", outcome.sent, "requests", f">= {sizes.protocol}"),
+                Row(f"{name}: of them valid", 100 * outcome.valid / outcome.sent, "%", ">= 33.4"),
+                Row(f"{name}: valid, and not answered with 200 (OK)", outcome.refused, "requests", "== 0"),
+                Row(f"{name}: answered {blame}", outcome.blamed, "requests", "== 0"),
+                *(Row(f"{name}: {ending}", n, "requests") for ending, n in sorted(outcome.endings.items())),
+            ]
+    return rows
+
+
+PROTOCOLS: Final = ("V1: ", "V2: ", "gRPC: ")
+PACKAGES: Final = ("onnxruntime", "uvicorn", "httptools", "starlette", "grpcio", "protobuf", "kserve", "scikit-learn")
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="few requests, figures of no worth, nothing is written")
-    quick = parser.parse_args().quick
-    sizes = QUICK if quick else Sizes()
+    parser.add_argument("--fuzz", action="store_true", help="only the fuzz of V1, V2 and gRPC, about six minutes")
+    arguments = parser.parse_args()
+    quick, sizes = arguments.quick, QUICK if arguments.quick else Sizes()
     with tempfile.TemporaryDirectory(prefix="serin-bench-") as directory:
         scratch = Path(directory)
         model, pipeline = train(scratch)
         every = samples(model).records
         records = full_records(samples(model))
+        if arguments.fuzz:
+            rows = protocol_rows(model, records, every, sizes)
+            command = "python -m benchmarks.predictor --fuzz"
+            return report_part("predictor", rows, PROTOCOLS, command=command, packages=PACKAGES, keep=not quick)
         dtypes = {feature.name: feature.dtype for feature in signature(model).features}
         constant = Server("kserve constant model", partial(kserve_command, "constant"), instances, {})
         server = serin(model)
@@ -436,8 +472,8 @@ def main() -> int:
         rows += log_rows(model, records, scratch, sizes)
         guided, kept = guided_rows(model, scratch, sizes)
         rows += guided + socket_rows(server, records, every, kept, sizes)
-    packages = ("onnxruntime", "uvicorn", "starlette", "kserve", "scikit-learn")
-    return report("predictor", rows, packages=packages, keep=not quick)
+        rows += protocol_rows(model, records, every, sizes)
+    return report("predictor", rows, packages=PACKAGES, keep=not quick)
 
 
 if __name__ == "__main__":

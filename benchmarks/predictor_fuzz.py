@@ -7,6 +7,7 @@ that a server has no reason to wait for more.
 import asyncio
 import itertools
 import random
+import re
 import string
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
@@ -68,9 +69,10 @@ class Fuzzer:
             body = self._bytes(body)
         return head + b"\r\n\r\n" + body
 
-    def request(self) -> bytes:
-        """One HTTP/1.1 request, asking for the connection to be closed."""
-        path, document, binary = self._random.choice((self._v1, self._v2, self._v2_binary))()
+    def request(self, protocol: str | None = None) -> bytes:
+        """One HTTP/1.1 request, asking for the connection to be closed; of "v1", "v2" or either."""
+        made = {"v1": (self._v1,), "v2": (self._v2, self._v2_binary), None: (self._v1, self._v2, self._v2_binary)}
+        path, document, binary = self._random.choice(made[protocol])()
         for _ in range(self._random.choice((0, 1, 1, 2, 5))):
             document = self._mutated(document)
         head = orjson.dumps(document, option=orjson.OPT_NON_STR_KEYS)
@@ -172,7 +174,8 @@ class Fuzzer:
                 (path + "/", path.upper(), "//" + path, path + "?a=%00", "/%2e%2e/metrics", path + "%ff")
             )
         if rng.random() < 0.05:
-            framing, body = "Transfer-Encoding: chunked", self._chunked(body)
+            whole = chunked(body[:4000], self._random.choice((1, 7, 1000)))
+            framing, body = "Transfer-Encoding: chunked", whole if self._random.random() < 0.8 else b"zz\r\n" + whole
         else:
             framing = f"Content-Length: {len(body)}"
         lines = [
@@ -184,11 +187,18 @@ class Fuzzer:
         lines += [f"{name}: {value}" for name, value in headers.items()]
         return "\r\n".join(lines).encode("utf-8" if rng.random() < 0.5 else "latin-1", "replace") + b"\r\n\r\n" + body
 
-    def _chunked(self, body: bytes) -> bytes:
-        size = self._random.choice((1, 7, 1000))
-        chunks = [body[i : i + size] for i in range(0, min(len(body), 4000), size)]
-        coded = b"".join(b"%x\r\n%b\r\n" % (len(chunk), chunk) for chunk in chunks)
-        return (b"zz\r\n" if self._random.random() < 0.2 else coded) + b"0\r\n\r\n"
+
+def chunked(body: bytes, size: int) -> bytes:
+    """In chunks of `size` bytes."""
+    chunks = [body[i : i + size] for i in range(0, len(body), size)]
+    return b"".join(b"%x\r\n%b\r\n" % (len(chunk), chunk) for chunk in chunks) + b"0\r\n\r\n"
+
+
+def with_length(request: bytes) -> bytes:
+    """The same with a Content-Length that is true."""
+    head, separator, body = request.partition(b"\r\n\r\n")
+    head = re.sub(rb"(?i)content-length: *[0-9]*", b"Content-Length: %d" % len(body), head, count=1)
+    return head + separator + body
 
 
 async def _send(
@@ -196,16 +206,16 @@ async def _send(
 ) -> None:
     async def sender() -> None:
         for request in requests:
-            answer = await _answer(port, request)
-            outcome = answer[9:12].decode("latin-1") if answer.startswith(b"HTTP/1.1 ") else "none"
+            head = await answer(port, request)
+            outcome = head[9:12].decode("latin-1") if head.startswith(b"HTTP/1.1 ") else "none"
             outcomes[outcome] += 1
             if outcome.startswith("5") or outcome == "none":
-                failed(request, answer)
+                failed(request, head)
 
     await asyncio.gather(*(sender() for _ in range(CONNECTIONS)))
 
 
-async def _answer(port: int, request: bytes) -> bytes:
+async def answer(port: int, request: bytes) -> bytes:
     """Its head; nothing if none came."""
     reader, writer = await asyncio.open_connection("127.0.0.1", port)
     try:

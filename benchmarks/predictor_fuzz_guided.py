@@ -11,7 +11,6 @@ import argparse
 import asyncio
 import logging
 import os
-import re
 import sys
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -23,7 +22,7 @@ import orjson
 import uvicorn
 from uvicorn.server import ServerState
 
-from benchmarks.predictor_fuzz import ANSWER_S, Fuzzer
+from benchmarks.predictor_fuzz import ANSWER_S, Fuzzer, with_length
 from serin import model
 
 SEEDS: Final = 40
@@ -104,12 +103,6 @@ def served(root: Path) -> uvicorn.Config:
         explainer=explain.load(root, scores.layout),
     )
     return server.http(app.Observed(app.application(service), service), service.limits)
-
-
-def with_length(request: bytes) -> bytes:
-    """The same with a Content-Length that is true."""
-    head, separator, body = request.partition(b"\r\n\r\n")
-    return re.sub(rb"(?i)content-length: *[0-9]*", b"Content-Length: %d" % len(body), head) + separator + body
 
 
 Mutator = Callable[[bytes, int, int], bytes]

@@ -3,7 +3,6 @@
 import argparse
 import asyncio
 import gc
-import logging
 import os
 import socket
 import sys
@@ -19,7 +18,7 @@ import uvicorn
 from pydantic import ValidationError
 from starlette.types import ASGIApp
 
-from predictor import explain, threads
+from predictor import explain, logs, threads
 from predictor.app import Health, Observed, Service, application
 from predictor.connection import Connection, end_overdue
 from predictor.limits import DEFAULTS, Limits
@@ -81,7 +80,7 @@ def serve(
 
     `scores` and `wrap` stand between model and application, and between application and `Observed`.
     """
-    logging.basicConfig(level=logging.WARNING, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    logs.configure()
     root: Path = arguments.model_dir
     try:
         signature, samples = model.verify(root, arguments.digest), model.samples(root)

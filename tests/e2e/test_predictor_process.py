@@ -339,3 +339,29 @@ def test_bodies_that_grow_when_they_are_parsed_are_parsed_one_at_a_time(root: Pa
             time.sleep(0.01)
         assert request(port, "GET", "/metrics/serin.json")[1]["requests"] == {"400": 6}
     assert most_mb < 450
+
+
+def test_a_thousand_bad_requests_are_no_thousand_lines(root: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    grpc_port = free_port()
+    upgrade = b"GET / HTTP/1.1\r\nHost: x\r\nConnection: Upgrade, close\r\nUpgrade: websocket\r\n\r\n"
+    forged = b"GET /\x1b[2J%0aforged HTTP/1.1\r\nX-Request-Id: a\nb\r\nConnection: close\r\n\r\n"
+    with running(root, "--grpc-port", str(grpc_port), "--fault", "errors", module="predictor.drill") as (_, port):
+        for _ in range(1000):
+            for target, sent in ((port, b"rubbish\r\n\r\n"), (port, upgrade), (port, forged), (grpc_port, forged)):
+                with (
+                    contextlib.suppress(ConnectionError),
+                    socket.create_connection(("127.0.0.1", target), timeout=10) as connection,
+                ):
+                    connection.sendall(sent)
+                    connection.shutdown(socket.SHUT_WR)
+                    while connection.recv(65536):
+                        pass
+        with grpc.insecure_channel(f"127.0.0.1:{grpc_port}") as channel:
+            infer = channel.unary_unary("/inference.GRPCInferenceService/ModelInfer")
+            for _ in range(1000):
+                with pytest.raises(grpc.RpcError):
+                    infer(b"\xff")
+        for _ in range(100):
+            assert predict(port)[0] == 500
+    lines = capfd.readouterr().err.splitlines()
+    assert 10 < len(lines) < 1000 and all(line.isprintable() for line in lines), lines[:50]

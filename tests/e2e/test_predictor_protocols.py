@@ -16,6 +16,7 @@ from kserve.protocol.grpc import grpc_predict_v2_pb2 as pb
 from kserve.protocol.grpc import grpc_predict_v2_pb2_grpc as pb_grpc
 from predictor_process import free_port, request, running
 
+from benchmarks.predictor_fuzz_protocols import Maker, fuzz_http, fuzz_rpc
 from predictor import v2
 
 RECORDS = ({"tenure": 5, "Contract": "One year"}, {"tenure": 40, "Contract": "Größe"})
@@ -291,3 +292,18 @@ def test_grpc_cannot_unload_the_model(stub: pb_grpc.GRPCInferenceServiceStub) ->
     with pytest.raises(grpc.RpcError) as refusal:
         stub.RepositoryModelUnload(pb.RepositoryModelUnloadRequest(model_name="churn"))
     assert refusal.value.code() == grpc.StatusCode.UNIMPLEMENTED
+
+
+def test_fuzzed_requests_of_each_protocol(tmp_path: Path) -> None:
+    """Valid ones are answered, and no other one is the server's fault; the same seeds are in the benchmark."""
+    models.write(tmp_path)
+    make, grpc_port = Maker(1, "churn", "churn-00001", models.RECORDS), free_port()
+    with running(tmp_path, "--grpc-port", str(grpc_port)) as (_, port):
+        outcomes = [
+            fuzz_http(port, make.v1, 1200),
+            fuzz_http(port, make.v2, 1200),
+            fuzz_rpc(grpc_port, make.rpc, 1200),
+        ]
+    for outcome in outcomes:
+        assert (outcome.sent, outcome.refused, outcome.blamed) == (1200, 0, 0), outcome.failures
+        assert outcome.valid >= 400 and len(outcome.endings) >= 4

@@ -9,8 +9,8 @@ import uvicorn
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
-from benchmarks.predictor_fuzz import Fuzzer
-from benchmarks.predictor_fuzz_guided import answered, mutator, served, with_length
+from benchmarks.predictor_fuzz import Fuzzer, with_length
+from benchmarks.predictor_fuzz_guided import answered, mutator, served
 from predictor import server
 from predictor.limits import Limits
 
