@@ -20,7 +20,7 @@ def _known_encoding(name: str) -> str:
     try:
         "".encode(name)
     except LookupError as error:
-        raise ValueError(f"{name} is no encoding of text that Python knows, such as utf-8 or cp1252") from error
+        raise ValueError(f"{name} is not a text encoding known to Python, such as utf-8 or cp1252") from error
     return name
 
 
@@ -130,7 +130,7 @@ def load(path: Path) -> Config:
     except ValidationError as error:
         first = error.errors()[0]
         key = ".".join(str(part) for part in first["loc"])
-        told = "there is no such key" if first["type"] == "extra_forbidden" else first["msg"]
+        told = "unknown key" if first["type"] == "extra_forbidden" else first["msg"]
         raise UserError(f"Config {path}: {key}: {told}.") from error
 
 
@@ -142,4 +142,4 @@ def with_store(config: Config, environ: Mapping[str, str]) -> Config:
     try:
         return config.model_copy(update={"store": Store(uri=uri, folder=Path(folder) if folder else None)})
     except ValidationError as error:
-        raise UserError(f"SERIN_MODEL_STORE={uri} is no store; use s3://BUCKET/PREFIX or pvc://CLAIM.") from error
+        raise UserError(f"SERIN_MODEL_STORE={uri} is not a store; use s3://BUCKET/PREFIX or pvc://CLAIM.") from error

@@ -73,7 +73,7 @@ def champion(address: str, digest: str, directory: Path, store: Store | None) ->
     try:
         model.verify(folder, digest or None)
     except UserError as error:
-        print(f"The model that serves is compared with nothing: {error}", flush=True)
+        print(f"The model being served cannot be compared: {error}", flush=True)
         return None
     return folder
 
@@ -145,10 +145,12 @@ def _get_all(address: str, directory: Path) -> None:
 def _mounted(address: str, store: Store | None) -> Path:
     """Where the claim's folder is on this machine."""
     if urlsplit(address).scheme != CLAIM:
-        raise UserError(f"{address} cannot be read here; models are read from folders, s3://, gs:// and pvc://.")
+        raise UserError(f"{address} cannot be read; models come from folders, s3://, gs:// and pvc://.")
     root = canonical(store.uri) if store else ""
     if store is None or store.folder is None or not f"{address}/".startswith(f"{root}/"):
-        raise UserError(f"{address} is not mounted here; name the claim in store.uri and its folder in store.folder.")
+        raise UserError(
+            f"{address} is not mounted on this machine; name the claim in store.uri and its folder in store.folder."
+        )
     return store.folder / address.removeprefix(root).lstrip("/")
 
 
@@ -157,7 +159,7 @@ def _objects(address: str) -> "ObjectStore":
 
     address = canonical(address)
     if urlsplit(address).scheme not in OBJECT_STORES:
-        raise UserError(f"{address} is in no object store; use s3:// or gs://.")
+        raise UserError(f"{address} is not in an object store; use s3:// or gs://.")
     if address.startswith("s3://") and not any(os.environ.get(name) for name in S3_CREDENTIALS):
         raise UserError(f"No credentials for {address}; set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY.")
     return from_url(
@@ -183,5 +185,5 @@ def _asking(address: str) -> Iterator[None]:
         if isinstance(error, FileNotFoundError) or "404 Not Found" in reason:
             raise UserError(f"There is nothing at {address}; correct the address.") from error
         if isinstance(error, exceptions.PermissionDeniedError | exceptions.UnauthenticatedError) or "403 F" in reason:
-            raise UserError(f"The credentials do not open {address}; correct AWS_ACCESS_KEY_ID.") from error
+            raise UserError(f"The credentials do not give access to {address}; correct AWS_ACCESS_KEY_ID.") from error
         raise TryAgain(f"{address} cannot be reached ({reason})", delay_s=RETRY_DELAY_S) from error

@@ -209,11 +209,11 @@ def _asking(endpoint: str) -> Iterator[None]:
     except kfp_server_api.ApiException as error:
         told = f"KFP at {endpoint} answers {error.status} {error.reason}"
         if error.status in (401, 403):
-            raise UserError(f"{told}; ask whoever administers it for access.") from error
+            raise UserError(f"{told}; ask its administrator for access.") from error
         raise TryAgain(told, delay_s=POLL_S) from error
     except (urllib3.exceptions.HTTPError, OSError) as error:
         raise TryAgain(
-            f"KFP does not answer at {endpoint} ({type(error).__name__}); is its port-forward there?",
+            f"KFP does not answer at {endpoint} ({type(error).__name__}); is the port-forward running?",
             delay_s=POLL_S,
         ) from error
 
@@ -222,10 +222,10 @@ def _asking(endpoint: str) -> Iterator[None]:
 @CONFIG
 @TRAFFIC
 @RUNS
-@click.option("--platform", default="kserve", show_default=True, help="Or kserve:NAMESPACE.")
+@click.option("--platform", default="kserve", show_default=True, help="kserve or kserve:NAMESPACE.")
 @click.option("--endpoint", envvar="KFP_ENDPOINT", help="URL of the KFP API.")
 @click.option("--ui", envvar="KFP_UI_ENDPOINT", help="URL of the KFP dashboard, for links. Default: the API's.")
-@click.option("--image", envvar="IMAGE", help="The pipeline image, as `make images` names it.")
+@click.option("--image", envvar="IMAGE", help="The pipeline image, as `make images` prints it.")
 def command(
     config_path: Path,
     traffic: str | None,
@@ -238,13 +238,13 @@ def command(
     """From a table to a promoted canary, on a cluster."""
     if not endpoint:
         raise UserError(
-            "Where is KFP? Set KFP_ENDPOINT; without an ingress: kubectl -n kubeflow port-forward svc/ml-pipeline "
+            "KFP_ENDPOINT is not set. Without an ingress: kubectl -n kubeflow port-forward svc/ml-pipeline "
             "8888:8888, and KFP_ENDPOINT=http://127.0.0.1:8888."
         )
     if not image:
-        raise UserError("Which image? Set IMAGE to the pipeline image, as `make images` names it.")
+        raise UserError("IMAGE is not set; set it to the pipeline image, as `make images` prints it.")
     if not platform.startswith("kserve"):
-        raise UserError(f"PLATFORM={platform}: a pipeline on KFP releases on kserve or kserve:NAMESPACE.")
+        raise UserError(f"PLATFORM={platform}: a pipeline on KFP can only release on kserve or kserve:NAMESPACE.")
     rate = rate_of(traffic, platform)
     config, source = prepare(config_path, os.environ)
     store = needed_store(config)

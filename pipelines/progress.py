@@ -6,6 +6,7 @@ from enum import StrEnum
 from typing import Final
 
 from components.shell import MARK, NOTE
+from serin.report import words
 
 _ANSI: Final = re.compile(r"\x1b\[[0-9;]*m")
 _STARTED: Final = re.compile(r"Executing task '(?P<task>[^']+)'")
@@ -102,4 +103,4 @@ class Progress:
 
     def _over(self, step: Step, now_s: float) -> str:
         step.ended_s = now_s
-        return f"{step.name} {step.state} in {now_s - step.started_s:.1f} s"
+        return f"{step.name} {step.state} in {words.duration(now_s - step.started_s)}"

@@ -184,7 +184,7 @@ def _failure(execution: Execution) -> Exception:
     failed = [step.name for step in execution.progress.steps.values() if step.state is not State.DONE]
     where = f"step {', '.join(failed)}" if failed else "the pipeline"
     why = f" ({execution.progress.cause})" if execution.progress.cause else ""
-    return TryAgain(f"{where} failed{why}; the log is {execution.log}.", delay_s=0)
+    return TryAgain(f"{where} failed{why}; see {execution.log}.", delay_s=0)
 
 
 def result_of(
@@ -269,11 +269,11 @@ def story(
     folder = runs.resolve() / f"{datetime.now(UTC):%Y%m%dT%H%M%S}-{os.getpid()}"
     this = Run(config, source, place, backend, folder, rate)
     if platform.champion(config.service) is None:
-        first = this.execute(("rule",), "first", "First release: a rule, what a team has before machine learning")
+        first = this.execute(("rule",), "first", "First release: a one-column rule as the baseline")
         if platform.champion(config.service) is None:
             if first.rollout:
                 raise UserError(f"The rule was not released: {first.rollout.status.reason}")
-            this.say(f"The rule was not released: {first.evaluation.get('reason')} Going on to the learners.")
+            this.say(f"The rule was not released: {first.evaluation.get('reason')} Continuing with the learners.")
     champion = platform.champion(config.service)
     outcome = this.execute(config.training.learners, "main", "Train, evaluate, release")
     result = result_of(outcome, source, champion.digest if champion else None, time.monotonic() - start)
@@ -287,7 +287,7 @@ def story(
 
 def _farewell(config: Config, platform: Platform, outcome: Outcome, result: dict[str, Any], *, serves: bool) -> None:
     click.echo(f"\nverdict   {result['verdict']}" + (f", {result['phase']}" if result["phase"] else ""))
-    click.echo(f"why       {result['reason']}")
+    click.echo(f"reason    {result['reason']}")
     if result["data"]["source"] == "synthetic":
         click.echo("data      SYNTHETIC: generated on this machine, no real customers")
     if not serves:
@@ -345,7 +345,7 @@ def prepare(config_path: Path, environ: Mapping[str, str]) -> tuple[Config, sour
 @CONFIG
 @TRAFFIC
 @RUNS
-@click.option("--platform", default="embedded", show_default=True, help="Or kserve, or kserve:NAMESPACE.")
+@click.option("--platform", default="embedded", show_default=True, help="embedded, kserve or kserve:NAMESPACE.")
 def command(config_path: Path, traffic: str | None, runs: Path, platform: str) -> None:
     """From a table to a promoted canary."""
     rate = rate_of(traffic, platform)

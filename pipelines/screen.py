@@ -11,6 +11,7 @@ from rich.text import Text
 
 from pipelines.progress import Progress, State
 from serin.cli import view
+from serin.report import words
 from serin.rollout.document import ModelRollout
 
 _MARKS: Final = {State.RUNNING: ("…", "yellow"), State.DONE: ("✓", "green"), State.FAILED: ("✗", "red")}
@@ -62,5 +63,7 @@ def _steps(progress: Progress) -> Text:
             f", {step.done} of {step.done + step.running}" if step.running and step.done + step.running > 1 else ""
         )
         mark, style = _MARKS[step.state]
-        line.append("   " if line else "").append(f"{mark} ", style).append(f"{step.name} {seconds:.1f} s{count}")
+        line.append("   " if line else "").append(f"{mark} ", style).append(
+            f"{step.name} {words.duration(seconds)}{count}"
+        )
     return line

@@ -94,9 +94,11 @@ class Answer:
 def check_model(service: Service, model: str, version: str = "") -> None:
     """A model's version is its revision; without one any is meant. Raises `NotFound`."""
     if model != service.model:
-        raise NotFound(f"Model {model!r} is not here: this server has {service.model!r}.")
+        raise NotFound(f"Model {model!r} is not served here; this server has {service.model!r}.")
     if version not in ("", service.revision):
-        raise NotFound(f"Version {version!r} of model {model!r} is not here: this server has {service.revision!r}.")
+        raise NotFound(
+            f"Version {version!r} of model {model!r} is not served here; this server has {service.revision!r}."
+        )
 
 
 _T = TypeVar("_T")
@@ -240,7 +242,7 @@ def _check(service: Service, request: Request) -> None:
 
 
 async def _crowded(scope: Scope, receive: Receive, send: Send) -> None:
-    raise Busy("More requests than this server answers at once are waiting; send it again in a second.")
+    raise Busy("Too many requests are waiting; retry in a second.")
 
 
 class Observed:
@@ -282,7 +284,7 @@ class Observed:
         except Exception:  # a bug, whatever it is: this client gets its 500 with the request's id, the others go on
             logger.exception("request %s failed", scope[REQUEST_ID])
             if not status:
-                response = _json({"error": "The server failed; the request id names it in its log."}, 500)
+                response = _json({"error": "Internal error; the server's log has it under the request id."}, 500)
                 await response(scope, receive, send_named)
             status = 500
         finally:

@@ -10,7 +10,7 @@ from predictor.limits import Limits
 
 SPARED_BYTES: Final = 64 * 2**10
 """The first of each body are outside of the budget: small requests are served however full it is."""
-BUSY: Final = "The bodies of other requests take the memory there is for them; send this one again in a second."
+BUSY: Final = "The memory for request bodies is in use; retry in a second."
 
 
 class Bodies:

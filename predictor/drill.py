@@ -85,7 +85,7 @@ def main() -> int:
     parser = server.parser("python -m predictor.drill")
     fault, rate = os.environ.get("SERIN_FAULT"), os.environ.get("SERIN_FAULT_RATE", "1")
     parser.add_argument("--fault", choices=list(Fault), default=fault, required=fault is None)
-    parser.add_argument("--rate", type=float, default=rate, help="share of requests that the fault hits, 0 to 1")
+    parser.add_argument("--rate", type=float, default=rate, help="fraction of requests affected, 0 to 1")
     return server.main(parser, serve)
 
 

@@ -57,7 +57,7 @@ class Fields:
     def __post_init__(self) -> None:
         for name in sorted((self.excluded | self.hashed) - self.layout.names):
             raise UserError(
-                f"Prediction log: {name!r} is no feature of the model; correct --log-exclude or --log-hash."
+                f"Prediction log: {name!r} is not a feature of the model; correct --log-exclude or --log-hash."
             )
         if self.hashed and not self.key:
             raise UserError("Prediction log: --log-hash needs a secret key; set SERIN_LOG_KEY.")
@@ -140,7 +140,9 @@ class PredictionLog:
             self._waiting, self._waiting_rows, self._writing_rows = [], 0, 0
             self.rows["dropped"] += lost
         if lost:
-            logger.error("%d rows of the prediction log are lost: not written %g s after the end", lost, timeout_s)
+            logger.error(
+                "%d rows of the prediction log are lost: not written within %g s of the end", lost, timeout_s
+            )
 
     def _run(self) -> None:
         closing = False

@@ -140,7 +140,9 @@ class Servicer:
             await context.abort(_CODES[status], str(error))
         except Exception:  # a bug, whatever it is: gRPC would send the client its text; the log names the request
             logger.exception("request %s failed", request_id)
-            await context.abort(grpc.StatusCode.INTERNAL, "The server failed; the request id names it in its log.")
+            await context.abort(
+                grpc.StatusCode.INTERNAL, "Internal error; the server's log has it under the request id."
+            )
         finally:
             self._service.telemetry.add_request(status, time.perf_counter() - started_s)
         return response

@@ -97,6 +97,6 @@ def _check(found: NDArray[Any], expected: NDArray[Any], what: str) -> None:
     difference = float(np.abs(found - expected).max(initial=0.0))
     if not difference <= PARITY:  # NaN is no parity either
         raise UserError(
-            f"Model: {what} differ by {difference:.2g} from what training recorded (at most {PARITY:g} is allowed); "
+            f"Model: {what} differ by {difference:.2g} from those in training (limit {PARITY:g}); "
             "export the model again."
         )

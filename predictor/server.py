@@ -51,22 +51,24 @@ def parser(prog: str) -> argparse.ArgumentParser:
     revision = os.environ.get("K_REVISION")  # set by Knative
     parser.add_argument("--revision", default=revision, required=revision is None)
     digest = os.environ.get("SERIN_MODEL_DIGEST")  # set by serin's controller
-    parser.add_argument("--digest", default=digest, help="refuse to serve any other model: sha256:…")
+    parser.add_argument("--digest", default=digest, help="refuse any other model (sha256:…)")
     parser.add_argument("--host", default="127.0.0.1")
     parser.add_argument("--http-port", type=int, default=8080)
     parser.add_argument("--unix-socket", type=Path, metavar="PATH",
-                        help="serve HTTP here, to this user alone, in place of host and port")  # fmt: skip
+                        help="serve HTTP on this socket, to this user only, instead of host and port")  # fmt: skip
     parser.add_argument("--grpc-port", type=int, help="serve gRPC as well")
     parser.add_argument("--max-body-bytes", type=int, default=DEFAULTS.body_bytes)
     parser.add_argument("--max-rows", type=int, default=DEFAULTS.rows)
-    parser.add_argument("--drain-s", type=float, default=10.0, help="longest wait for clients after SIGTERM")
+    parser.add_argument("--drain-s", type=float, default=10.0, help="maximum wait for clients after SIGTERM")
     parser.add_argument(
         "--log",
         help="write a prediction log: a directory or s3://bucket/prefix (Parquet), or an http address (CloudEvents)",
     )
-    parser.add_argument("--log-exclude", nargs="+", default=[], metavar="FEATURE", help="leave these out of the log")
+    parser.add_argument(
+        "--log-exclude", nargs="+", default=[], metavar="FEATURE", help="features to leave out of the log"
+    )
     parser.add_argument("--log-hash", nargs="+", default=[], metavar="FEATURE",
-                        help="log only a hash of these, keyed with SERIN_LOG_KEY")  # fmt: skip
+                        help="features to log only as a hash, keyed with SERIN_LOG_KEY")  # fmt: skip
     return parser
 
 
@@ -89,8 +91,8 @@ def serve(
     except ValidationError as error:
         reason = f"{error.title}: {error.errors()[0]['msg']}"
         raise UserError(
-            f"Model {root}: a file in meta/ is not what this server reads ({reason}); serve it with the version that "
-            "made it, or export it again."
+            f"Model {root}: a file in meta/ is not readable by this version ({reason}); serve it with the "
+            "version that exported it, or export it again."
         ) from error
     except OSError as error:
         raise UserError(

@@ -52,7 +52,9 @@ def _address(target: str) -> urllib.parse.SplitResult:
     except ValueError:
         known = False
     if not known or address.username is not None:
-        raise UserError(f"Prediction log: {target!r} is no address of the form http://host:port/path; correct --log.")
+        raise UserError(
+            f"Prediction log: {target!r} is not an address of the form http://host:port/path; correct --log."
+        )
     return address
 
 
@@ -64,7 +66,9 @@ def _directory(directory: Path) -> tuple[Path, Keep]:
     try:
         directory.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise UserError(f"Prediction log: {directory} cannot be made ({error.strerror}); correct --log.") from error
+        raise UserError(
+            f"Prediction log: {directory} cannot be created ({error.strerror}); correct --log."
+        ) from error
     if not os.access(directory, os.W_OK):
         raise UserError(f"Prediction log: {directory} cannot be written to; correct --log.")
     return directory, lambda file, name: file.rename(directory / name)
@@ -75,7 +79,7 @@ def _temporary_directory() -> Path:
         return Path(tempfile.gettempdir())
     except FileNotFoundError as error:
         raise UserError(
-            "Prediction log: files for S3 are put together in a temporary directory and none can be written to; "
+            "Prediction log: files for S3 are assembled in a temporary directory, but none is writable; "
             "mount one at /tmp or set TMPDIR."
         ) from error
 

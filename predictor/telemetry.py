@@ -65,7 +65,7 @@ class Telemetry(Collector):
             "serin_request_duration_seconds", "Inference requests, from first byte to last.", labels=_LABELS
         )
         latency.add_metric(labels, _cumulative(LATENCY_EDGES_S, self.latency), self._latency_sum_s)
-        score = HistogramMetricFamily("serin_score", "Probabilities answered, one per row.", labels=_LABELS)
+        score = HistogramMetricFamily("serin_score", "Predicted probabilities, one per row.", labels=_LABELS)
         score.add_metric(labels, _cumulative(SCORE_EDGES, self.score), self._score_sum)
         requests = CounterMetricFamily(
             "serin_requests", "Inference requests, by HTTP status code.", labels=(*_LABELS, "code")

@@ -87,8 +87,8 @@ def deploy(
         and champion.storage_uri not in (compared_with, storage_uri)
     ):
         raise UserError(
-            f"Since the challenger was compared with {compared_with or 'no champion'}, another model has come to "
-            f"serve {config.service} ({champion.storage_uri}); run the pipeline again."
+            f"The challenger was compared with {compared_with or 'no champion'}, but {config.service} now serves "
+            f"another model ({champion.storage_uri}); run the pipeline again."
         )
     spec = Spec(
         service=config.service,
@@ -105,7 +105,7 @@ def deploy(
         if (now() - begun).total_seconds() > limit_s:
             raise TryAgain(
                 f"rollout {rollout.metadata.name} is still {rollout.status.phase} after {limit_s:.0f} s"
-                f" ({rollout.status.reason}); look with `serin status`",
+                f" ({rollout.status.reason}); see `serin status`",
                 delay_s=60,
             )
         sleep(POLL_S)
@@ -115,7 +115,7 @@ def deploy(
         except TryAgain as error:
             found, problem = rollout, str(error)
         if found is None:
-            raise UserError(f"Rollout {rollout.metadata.name} was deleted under way; run the pipeline again.")
+            raise UserError(f"Rollout {rollout.metadata.name} was deleted while in progress; run the pipeline again.")
         rollout = found
         line = _line(rollout.status, problem)
         if line != told:

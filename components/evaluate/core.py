@@ -122,12 +122,12 @@ def _base_rate(root: Path, rows: int, costs: Costs) -> Model:
 def _missing_evidence(y: np.ndarray, challenger: Model, champion: Model, min_rows: int) -> str:
     """Why the rows cannot decide; empty if they can."""
     if len(y) < min_rows:
-        return f"there are {len(y)} test rows, and gate.min_rows asks for {min_rows}"
+        return f"there are {len(y)} test rows; gate.min_rows requires {min_rows}"
     if len(np.unique(y)) < 2:
         return "all test rows have the same label"
     for side, name in ((challenger, "challenger"), (champion, "champion")):
         if unscored := np.count_nonzero(~np.isfinite(side.p)):
-            return f"the {name} gives no score for {unscored} of {len(y)} test rows"
+            return f"the {name} has no score for {unscored} of {len(y)} test rows"
     return ""
 
 
@@ -209,7 +209,7 @@ def _notes(y: np.ndarray, groups: Groups, retyped: tuple[str, ...]) -> Iterator[
     if retyped:
         yield (
             f"The type of {', '.join(f'`{name}`' for name in retyped)} has changed since the champion was trained. "
-            "It was scored with the old type, which its clients send; the challenger takes the new one only."
+            "It was scored with the old type, which its clients send; the challenger accepts only the new one."
         )
     for attribute, values in groups.items():
         for value, members in values.items():

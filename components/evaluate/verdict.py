@@ -14,7 +14,7 @@ def without_evidence(missing: str) -> Judgement:
 def same_model(learner: str) -> Judgement:
     return (
         Verdict.HOLD,
-        f"Training made the champion ({learner}) again, byte for byte: nothing to release.",
+        f"Training reproduced the champion ({learner}) byte for byte; there is nothing to release.",
     )
 
 
@@ -31,13 +31,16 @@ def against_champion(learner: str, champion: str, log_loss: Difference, checks: 
     if decides.broken:
         return Verdict.REJECT, f"{learner} is worse than the champion ({champion}), {_shown(log_loss)}."
     if broken := [check for check in guards if check.broken]:
-        return Verdict.REJECT, f"{learner} does harm that the champion ({champion}) does not: {_listed(broken)}."
+        return (
+            Verdict.REJECT,
+            f"{learner} is worse than the champion ({champion}) on guard metrics: {_listed(broken)}.",
+        )
     if not decides.passed:
         return Verdict.HOLD, f"{learner} is not clearly better than the champion ({champion}), {_shown(log_loss)}."
     better = f"{learner} is better than the champion ({champion}), {_shown(log_loss)}"
     if unproven := [check for check in guards if not check.passed]:
         return Verdict.HOLD, f"{better}, but harm is not ruled out: {_listed(unproven)}."
-    return Verdict.PROMOTE, f"{better}, and all guards hold."
+    return Verdict.PROMOTE, f"{better}, and passes all guards."
 
 
 def _shown(d: Difference) -> str:
@@ -45,4 +48,4 @@ def _shown(d: Difference) -> str:
 
 
 def _listed(checks: Sequence[Check]) -> str:
-    return "; ".join(f"{c.name} {c.value:+.4f} where {c.bound:+.4f} is allowed" for c in checks)
+    return "; ".join(f"{c.name} {c.value:+.4f} (limit {c.bound:+.4f})" for c in checks)

@@ -10,7 +10,7 @@ def write(config: Config, schema: Schema, record: Record) -> str:
     """Markdown. The figures are out-of-fold; those on held-out rows are in the evaluation."""
     settings = ", ".join(f"{name} = {value:.4g}" for name, value in record.params.items()) or "none"
     protected = [
-        f"- {name}" + ("" if name in {c.name for c in schema.features} else " (not an input of the model)")
+        f"- {name}" + ("" if name in {c.name for c in schema.features} else " (not a model input)")
         for name in schema.protected
     ]
     return "\n".join(
@@ -19,18 +19,18 @@ def write(config: Config, schema: Schema, record: Record) -> str:
             "",
             "## Intended use",
             f"Probability that `{schema.target}` is `{schema.positive}` rather than `{schema.negative}`, for records",
-            f"like those in {config.data.source}. Decide for `{schema.positive}` at {record.threshold:.4f} or above.",
-            "Not meant for records from another population; watch the drift of the inputs.",
+            f"like those in {config.data.source}. Predict `{schema.positive}` at or above {record.threshold:.4f}.",
+            "Not intended for other populations; monitor the inputs for drift.",
             "",
             "## Data",
             f"{record.rows} training rows, {record.event_rate:.1%} of them `{schema.positive}`; "
             f"{len(schema.features)} inputs: {', '.join(f'`{c.name}` ({c.dtype})' for c in schema.features)}.",
-            "A missing number becomes the median of its column; a missing string is a value of its own. A value that",
-            "was not seen in training is none of the known ones. A column of more than",
-            f"{CATEGORIES} values counts by the event rate of each.",
+            "A missing number becomes the median of its column; a missing string is its own category. Values not",
+            f"seen in training count as unknown. Columns of more than {CATEGORIES} values are encoded by the event",
+            "rate of each value.",
             "",
-            "## Figures, out-of-fold on the training rows",
-            f"| log loss | AUC | cost per decision | calibrated | settings tried |\n|{'---|' * 5}",
+            "## Metrics, out-of-fold on the training rows",
+            f"| log loss | AUC | cost per decision | calibrated | trials |\n|{'---|' * 5}",
             f"| {record.log_loss:.4f} | {record.auc:.4f} | {record.cost:.4f} | "
             f"{'sigmoid' if record.calibrated else 'not needed'} | {record.trials} |",
             "",
@@ -38,10 +38,10 @@ def write(config: Config, schema: Schema, record: Record) -> str:
             "",
             "## Costs",
             f"A false positive costs {config.costs.false_positive:g}, a false negative "
-            f"{config.costs.false_negative:g}; the threshold is the one with the least cost out-of-fold.",
+            f"{config.costs.false_negative:g}; the threshold minimises the out-of-fold cost.",
             "",
             "## Protected attributes",
-            *(protected or ["None named in the config: no group was compared."]),
+            *(protected or ["None configured: no groups were compared."]),
             "",
         ]
     )

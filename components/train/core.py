@@ -71,7 +71,7 @@ def train(
     events = int(y.sum())
     if min(events, len(y) - events) < FOLDS:
         raise UserError(
-            f"The training rows hold {events} rows with {schema.target} = {schema.positive} and {len(y) - events} "
+            f"There are {events} training rows with {schema.target} = {schema.positive} and {len(y) - events} "
             f"with {schema.negative}; at least {FOLDS} of each are needed: add data or lower split.test."
         )
     groups = _groups(rows, config.split.group)
@@ -129,7 +129,7 @@ def _export(trained: Trained, columns: tuple[Feature, ...], inputs: pd.DataFrame
     graph = to_onnx(trained.estimator, trained.sigmoid, columns)
     checked = pd.concat([inputs, hostile(inputs)], ignore_index=True)
     names = [f"held-out row {i}" for i in range(len(inputs))]
-    names += [f"made-up row {i}" for i in range(len(checked) - len(inputs))]
+    names += [f"generated row {i}" for i in range(len(checked) - len(inputs))]
     expected = trained.predict(checked)
     check_parity(expected, scoring.run(graph, checked), names)
     (out / MODEL_FILE).parent.mkdir(parents=True, exist_ok=True)

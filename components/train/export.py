@@ -40,7 +40,7 @@ def check_parity(python: np.ndarray, exported: np.ndarray, rows: list[str]) -> N
     if not difference[worst] <= PARITY:
         raise ParityError(
             f"{rows[worst]}: Python gives {python[worst]:.9f}, ONNX {exported[worst]:.9f}, a difference of "
-            f"{difference[worst]:.3g} where {PARITY:g} is allowed; rows that differ: "
+            f"{difference[worst]:.3g} (limit {PARITY:g}); rows that differ: "
             f"{np.count_nonzero(~(difference <= PARITY))} of {len(rows)}."
         )
 

@@ -34,7 +34,7 @@ def frame(rows: pd.DataFrame, features: tuple[Feature, ...]) -> pd.DataFrame:
             raise UserError(f"Column {feature.name!r} is missing from the rows; the model needs it.")
         values = rows[feature.name]
         if pd.api.types.is_numeric_dtype(values) != (feature.dtype == "number"):
-            raise UserError(f"Column {feature.name!r} holds {values.dtype}; the model needs a {feature.dtype}.")
+            raise UserError(f"Column {feature.name!r} is {values.dtype}; the model needs a {feature.dtype}.")
         if feature.dtype == "string":
             spellings = {value: normalised(value) for value in values.unique()} if feature.normalise else None
             columns[feature.input] = (values.map(spellings) if spellings else values).to_numpy(dtype=object)

@@ -90,8 +90,8 @@ def folds(y: np.ndarray, groups: np.ndarray | None, count: int, seed: int) -> li
         if all(len(np.unique(y[fit])) == 2 for fit, _ in found):
             return found
     raise UserError(
-        f"Config split.group: the groups cannot be shared out to {count} folds so that both classes are left to "
-        "learn from; name a finer column, or remove split.group."
+        f"Config split.group: the groups cannot be divided into {count} folds with both classes in the training "
+        "rows of each; name a finer column, or remove split.group."
     )
 
 

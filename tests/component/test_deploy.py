@@ -176,7 +176,7 @@ def test_a_verdict_about_another_champion_than_the_one_that_serves_releases_noth
     folder: Path, tmp_path: Path, compared_with: str
 ) -> None:
     platform = ListPlatform([Phase.PROMOTED], Champion("r2", "sha256:" + "5" * 64, str(tmp_path / "newer")))
-    with pytest.raises(UserError, match=r"another model has come to serve churn \(.*newer\); run the pipeline again"):
+    with pytest.raises(UserError, match=r"churn now serves another model \(.*newer\); run the pipeline again"):
         run(platform, folder, compared_with=compared_with)
     assert platform.asked == []
 

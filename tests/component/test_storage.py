@@ -108,9 +108,9 @@ def test_a_claim_is_a_folder_that_is_mounted_here(folder: Path, tmp_path: Path) 
     fetched = storage.fetch_model(stored, tmp_path / "unused", digest=model.digest(folder), store=store)
     assert fetched.is_relative_to(tmp_path / "mounted")
     for other in ("pvc://models/serin2/x", "pvc://elsewhere/x"):
-        with pytest.raises(UserError, match="not mounted here"):
+        with pytest.raises(UserError, match="not mounted on this machine"):
             storage.fetch_model(other, tmp_path, store=store)
-    with pytest.raises(UserError, match="cannot be read here"):
+    with pytest.raises(UserError, match="cannot be read; models come from"):
         storage.fetch_model("hf://somebody/model", tmp_path, store=store)
 
 

@@ -190,7 +190,7 @@ def test_refuses_a_file_it_cannot_read(tmp_path: Path) -> None:
     models.write(tmp_path)
     (tmp_path / "meta" / "signature.json").write_text('{"version": 2}', encoding="utf-8")
     seal(tmp_path)
-    assert "not what this server reads (Signature: Input should be 1)" in refused(tmp_path)
+    assert "not readable by this version (Signature: Input should be 1)" in refused(tmp_path)
 
 
 def test_refuses_a_model_without_its_signature(tmp_path: Path) -> None:

@@ -144,7 +144,7 @@ def tensor(name: str, datatype: str, **contents: list[object]) -> pb.ModelInferR
             grpc.StatusCode.INVALID_ARGUMENT,
             "expected no 'contents' beside 'raw_input_contents'",
         ),
-        ({"model_version": "3"}, grpc.StatusCode.NOT_FOUND, "Version '3' of model 'churn' is not here"),
+        ({"model_version": "3"}, grpc.StatusCode.NOT_FOUND, "Version '3' of model 'churn' is not served here"),
         (
             {"inputs": [tensor("Contract", "BYTES", bytes_contents=[b"\xff"])]},
             grpc.StatusCode.INVALID_ARGUMENT,

@@ -51,7 +51,7 @@ def test_a_run_is_told_step_by_step() -> None:
         ],
     ]
     told = [list(follow(progress, tasks, float(second))) for second, tasks in enumerate(looks)]
-    assert told == [[], ["preprocess …"], ["preprocess done in 1.0 s", "train …"], [], ["train failed in 2.0 s"]]
+    assert told == [[], ["preprocess …"], ["preprocess done in 1 s", "train …"], [], ["train failed in 2 s"]]
 
 
 @pytest.mark.parametrize(

@@ -48,7 +48,7 @@ def changed(source: Path, target: Path, file: Path, **values: object) -> Path:
 def test_the_full_model_is_promoted_over_the_rule(models: dict[str, Path], held_out: Path) -> None:
     evaluation = evaluate(CONFIG, [models["logistic"], models["xgboost"]], models["rule"], held_out)
     assert evaluation.verdict is Verdict.PROMOTE
-    assert evaluation.reason.endswith("all guards hold.")
+    assert evaluation.reason.endswith("passes all guards.")
     assert evaluation.challenger and evaluation.champion
     assert evaluation.challenger.metrics.log_loss < evaluation.champion.metrics.log_loss
     assert evaluation.champion.digest == model.digest(models["rule"])
@@ -177,7 +177,7 @@ class TestMissingEvidenceHolds:
 
         monkeypatch.setattr(scoring, "score", score)
         evaluation = self.hold(models["rule"], held_out, models)
-        assert f"the {broken} gives no score for 1 of 1500" in evaluation.reason
+        assert f"the {broken} has no score for 1 of 1500" in evaluation.reason
         assert getattr(evaluation, broken) is None
 
 

@@ -272,7 +272,9 @@ def test_a_models_version_is_its_revision(client: Client, telemetry: Telemetry) 
     for other in (client.get(f"{versions}/3"), client.get(f"{versions}/3/ready"),
                   client.post(f"{versions}/3/infer", json=request)):  # fmt: skip
         assert other.status_code == 404
-        assert other.json()["error"] == "Version '3' of model 'churn' is not here: this server has 'churn-00001'."
+        assert (
+            other.json()["error"] == "Version '3' of model 'churn' is not served here; this server has 'churn-00001'."
+        )
     assert telemetry.requests == {200: 2, 404: 1}
 
 

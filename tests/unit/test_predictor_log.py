@@ -82,7 +82,7 @@ def test_everything_can_be_left_out(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("excluded", "hashed", "key", "named"),
     [
-        ({"x"}, set(), b"", "'x' is no feature"),
+        ({"x"}, set(), b"", "'x' is not a feature"),
         (set(), {"x"}, b"k", "'x'"),
         (set(), {"tenure"}, b"", "SERIN_LOG_KEY"),
     ],
@@ -95,12 +95,12 @@ def test_bad_fields_are_refused(excluded: set[str], hashed: set[str], key: bytes
 @pytest.mark.parametrize(
     ("target", "environment", "named"),
     [
-        ("/proc/log", {}, "/proc/log cannot be made"),
+        ("/proc/log", {}, "/proc/log cannot be created"),
         ("gs://bucket/log", {}, "neither a directory, an s3:// prefix nor an http address"),
-        ("http://", {}, "no address of the form"),
-        ("http://[::1", {}, "no address of the form"),
-        ("http://host:99999/log", {}, "no address of the form"),
-        ("http://user:secret@host/log", {}, "no address of the form"),
+        ("http://", {}, "not an address of the form"),
+        ("http://[::1", {}, "not an address of the form"),
+        ("http://host:99999/log", {}, "not an address of the form"),
+        ("http://user:secret@host/log", {}, "not an address of the form"),
         ("s3://bucket/log", {}, "set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY"),
         ("s3://bucket/log", {"AWS_ACCESS_KEY_ID": "k"}, "Missing SecretAccessKey"),
         ("s3://", {"AWS_ACCESS_KEY_ID": "k", "AWS_SECRET_ACCESS_KEY": "s"}, "Unable to recognise URL"),

@@ -21,11 +21,11 @@ def test_steps_start_run_side_by_side_and_end() -> None:
     assert told == [
         "preprocess …",
         None,
-        "preprocess done in 2.0 s",
+        "preprocess done in 2 s",
         "train …",
         None,
         None,
-        "train failed in 3.0 s",
+        "train failed in 3 s",
         None,
     ]
     assert progress.steps["preprocess"].state is State.DONE
@@ -65,11 +65,11 @@ def test_runs_of_a_task_are_counted_as_a_backend_tells_them() -> None:
         progress.observe("train", running=running, done=done, failed=failed, now_s=float(second))
         for second, (running, done, failed) in enumerate(looks)
     ]
-    assert told == ["train …", None, None, "train done in 3.0 s", None, None, "train failed in 6.0 s"]
+    assert told == ["train …", None, None, "train done in 3 s", None, None, "train failed in 6 s"]
     assert progress.steps["train"].state is State.FAILED
 
 
 def test_what_was_over_at_the_first_look_is_told_once() -> None:
     progress = Progress()
-    assert progress.observe("preprocess", running=0, done=1, failed=0, now_s=1.0) == "preprocess done in 0.0 s"
+    assert progress.observe("preprocess", running=0, done=1, failed=0, now_s=1.0) == "preprocess done in 0 s"
     assert progress.observe("preprocess", running=0, done=1, failed=0, now_s=2.0) is None

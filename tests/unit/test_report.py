@@ -201,7 +201,7 @@ def side(learner: str, log_loss: float, digest: str | None) -> Side:
 def evaluation(verdict: Verdict = Verdict.PROMOTE, **update: Any) -> Evaluation:
     return Evaluation(
         verdict=verdict,
-        reason="xgboost is better than the champion (rule), and all guards hold.",
+        reason="xgboost is better than the champion (rule), and passes all guards.",
         rows=1384,
         events=377,
         level=0.95,

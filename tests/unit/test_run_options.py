@@ -50,7 +50,7 @@ def test_a_namespace_not_named_is_that_of_the_kubeconfig(tmp_path: Path, monkeyp
     [
         (b"\xff\xfe\x00", "is not YAML"),
         (b"", "must be a mapping"),
-        (b"service: churn\ndata: {source: a.csv, format: csv}", r"data\.format: there is no such key"),
+        (b"service: churn\ndata: {source: a.csv, format: csv}", r"data\.format: unknown key"),
         (b"service: churn\ndata: {source: a.csv}\npositive: 1", "target: Field required"),
     ],
 )

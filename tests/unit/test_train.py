@@ -133,7 +133,7 @@ def test_too_few_of_one_class_is_the_users_to_fix(sides: tuple[Path, Path], tmp_
     rows = dataset.read_rows(sides[0])
     rows["returned"] = (np.arange(len(rows)) < 4).astype(np.int64)
     few = datasets.write(rows, tmp_path / "train")
-    with pytest.raises(UserError, match="4 rows with returned = yes"):
+    with pytest.raises(UserError, match="4 training rows with returned = yes"):
         train(datasets.config(), "logistic", train=few, test=sides[1], out=tmp_path / "model")
     assert not (tmp_path / "model").exists()
 
@@ -167,7 +167,7 @@ def test_folds_keep_groups_together() -> None:
 @pytest.mark.parametrize("groups", [[0, 1, 2, 3] * 25, [0] * 20 + list(range(1, 81))])
 def test_groups_that_leave_a_fold_nothing_to_learn_from_are_refused(groups: list[int]) -> None:
     y = (np.array(groups) == 0).astype(int)
-    with pytest.raises(UserError, match=r"split.group: the groups cannot be shared out to 5 folds"):
+    with pytest.raises(UserError, match=r"split.group: the groups cannot be divided into 5 folds"):
         folds(y, np.array(groups), 5, seed=1)
 
 
@@ -192,7 +192,7 @@ class TestDoor:
 
     def test_wrong_type(self, sides: tuple[Path, Path]) -> None:
         features = of_schema(dataset.read_schema(sides[0]))
-        with pytest.raises(UserError, match="'size' holds float64; the model needs a string"):
+        with pytest.raises(UserError, match="'size' is float64; the model needs a string"):
             frame(datasets.orders(5).assign(size=1.0), features)
 
     def test_columns_in_the_type_of_an_older_model(self, sides: tuple[Path, Path]) -> None:
