@@ -163,14 +163,15 @@ def home(path: Path) -> Iterator[Home]:
 
 
 @contextmanager
-def traffic(here: Home, folder: Path, *, rate: float = 300) -> Iterator[load.Tally]:
+def traffic(here: Home, folder: Path, *, rate: float = 300, timeout_s: float = 10) -> Iterator[load.Tally]:
     """Live requests while the block runs; the tally is complete after it."""
     tally = load.Tally()
     records = model.samples(folder).records
     loop, stop = asyncio.new_event_loop(), asyncio.Event()
 
     def run() -> None:
-        loop.run_until_complete(load.run(here.address, SERVICE, records, rate=rate, stop=stop, tally=tally))
+        sending = load.run(here.address, SERVICE, records, rate=rate, stop=stop, tally=tally, timeout_s=timeout_s)
+        loop.run_until_complete(sending)
 
     thread = threading.Thread(target=run)
     thread.start()

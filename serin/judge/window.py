@@ -2,15 +2,19 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Final
+
+ABANDONED: Final = "abandoned"
 
 
 @dataclass(frozen=True, slots=True)
 class ArmCounts:
     """What one revision answered in one window.
 
-    `events` counts answers by kind of harm, at least "errors" (5xx and answers that never came). A harm of degrees is
-    the sum of a value of 0 to 1 per request: the bets stay valid, as a**x <= 1 + x (a - 1) for x from 0 to 1.
-    `latency` and `score` are sparse counts per bucket of `serin.model.histograms`; empty where nothing was measured.
+    `events` counts requests by kind of harm, at least "errors": 5xx, and requests whose clients gave up before the
+    answer came, which `ABANDONED` counts once more by themselves. A harm of degrees is the sum of a value of 0 to 1
+    per request: the bets stay valid, as a**x <= 1 + x (a - 1) for x from 0 to 1. `latency` and `score` are sparse
+    counts per bucket of `serin.model.histograms`; empty where nothing was measured.
     """
 
     requests: int = 0

@@ -7,27 +7,36 @@ from dataclasses import dataclass, field
 from typing import Final
 
 STATS_FILTER: Final = (
-    r"^cluster\..*\.(upstream_rq_[0-9]{3}|upstream_rq_retry_success|upstream_rq_active|membership_healthy)$"
+    r"^cluster\..*\.(upstream_rq_([0-9]{3}|active|timeout|tx_reset|retry_success)|membership_healthy"
+    r"|upstream_cx_destroy_local_with_active_rq)$"
     r"|\.(rds\.services|cds)\.version_text$"
 )
 """Value of the `filter` parameter of Envoy's `/stats/prometheus` that keeps the answer small."""
 
-_PLAIN: Final = (
-    "envoy_cluster_upstream_rq_retry_success",
-    "envoy_cluster_upstream_rq_active",
-    "envoy_cluster_membership_healthy",
-)
+_ACTIVE: Final = "envoy_cluster_upstream_rq_active"
+_HEALTHY: Final = "envoy_cluster_membership_healthy"
+_RETRIED: Final = "envoy_cluster_upstream_rq_retry_success"
+_TIMED_OUT: Final = "envoy_cluster_upstream_rq_timeout"
+_CUT_OFF: Final = ("envoy_cluster_upstream_cx_destroy_local_with_active_rq", "envoy_cluster_upstream_rq_tx_reset")
+"""HTTP/1.1 takes a request back by closing its connection, HTTP/2 by resetting its stream."""
+_PLAIN: Final = (_ACTIVE, _HEALTHY, _RETRIED, _TIMED_OUT, *_CUT_OFF)
 _LINE: Final = re.compile(r"^(?P<name>envoy_\w+)\{(?P<labels>[^}\n]*)\} (?P<value>[0-9.e+]+)$", re.MULTILINE)
 _LABEL: Final = re.compile(r'(\w+)="((?:[^"\\]|\\.)*)"')
 
 
 @dataclass(frozen=True, slots=True)
 class ClusterStats:
-    """Cumulative answers by HTTP status code, and gauges, of one revision at the gateway. `retried` of the answers
-    came from another process than the one that was asked first."""
+    """Cumulative answers by HTTP status code, and gauges, of one revision at the gateway.
+
+    `retried` of the answers came from another process than the one that was asked first. `cut_off`: requests that the
+    gateway took back from the model server; `timed_out`: those of them that it answered with 504 itself. Of the
+    others the client was gone.
+    """
 
     codes: Mapping[int, int] = field(default_factory=dict)
     retried: int = 0
+    cut_off: int = 0
+    timed_out: int = 0
     active: int = 0
     healthy: int = 0
 
@@ -59,9 +68,11 @@ def parse(text: str) -> GatewayStats:
         clusters={
             cluster: ClusterStats(
                 codes=codes.get(cluster, {}),
-                retried=plain[cluster].get("envoy_cluster_upstream_rq_retry_success", 0),
-                active=plain[cluster].get("envoy_cluster_upstream_rq_active", 0),
-                healthy=plain[cluster].get("envoy_cluster_membership_healthy", 0),
+                retried=plain[cluster].get(_RETRIED, 0),
+                cut_off=sum(plain[cluster].get(name, 0) for name in _CUT_OFF),
+                timed_out=plain[cluster].get(_TIMED_OUT, 0),
+                active=plain[cluster].get(_ACTIVE, 0),
+                healthy=plain[cluster].get(_HEALTHY, 0),
             )
             for cluster in codes.keys() | plain.keys()
         },

@@ -9,8 +9,8 @@ from serin.measure.windows import Counters, ServerCounts
 from serin.plan import Stored
 
 Series = Mapping[str, Mapping[int, int]]
-"""Cumulative counts by name of what is counted, "<revision> codes", "<revision> latency" or "<revision> score", then
-by status code or bucket of `serin.model.histograms`."""
+"""Cumulative counts by name of what is counted, "<revision> codes", "<revision> unanswered", "<revision> latency" or
+"<revision> score", then by the keys that they have in `Counters`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,6 +62,7 @@ def add(tally: Tally, read: Mapping[str, Series]) -> Tally:
 def counters(tally: Tally, revision: str) -> Counters:
     return Counters(
         codes=tally.total.get(f"{revision} codes", {}),
+        unanswered=tally.total.get(f"{revision} unanswered", {}),
         servers={
             0: ServerCounts(
                 latency=tally.total.get(f"{revision} latency", {}), score=tally.total.get(f"{revision} score", {})

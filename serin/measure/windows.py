@@ -2,11 +2,15 @@
 
 from collections import Counter
 from collections.abc import Mapping
+from typing import Final
 
 from pydantic import Field
 
-from serin.judge.window import ArmCounts, Window
+from serin.judge.window import ABANDONED, ArmCounts, Window
 from serin.plan import Document
+
+CUT_OFF: Final = 0
+TIMED_OUT: Final = 1
 
 
 class ServerCounts(Document):
@@ -20,11 +24,13 @@ class ServerCounts(Document):
 
 class Counters(Document):
     """Cumulative counts of one revision. `codes` are the gateway's answers by HTTP status; `retried` of those
-    requests were lost by one of the revision's processes and answered by another; `servers` are the processes' own
-    counts. `active` requests are at the gateway; of them, `old` may have been split by an earlier percent."""
+    requests were lost by one of the revision's processes and answered by another. `unanswered` are requests that the
+    gateway took back from the model server, by `CUT_OFF` (all of them) and `TIMED_OUT` (those that it answered with
+    504 itself). `servers` are the processes' own counts. `active` requests are at the gateway; of them, `old` may have been split by an earlier percent."""
 
     codes: Mapping[int, int] = Field(default_factory=dict)
     retried: int = 0
+    unanswered: Mapping[int, int] = Field(default_factory=dict)
     active: int = 0
     old: int = 0
     servers: Mapping[int, ServerCounts] = Field(default_factory=dict)
@@ -70,7 +76,7 @@ def _arm_following(before: Counters, now: Counters, *, same_split: bool) -> Coun
     now = now.model_copy(update={"servers": {**now.servers, **silent}})
     if not same_split:
         return _all_old(now)
-    answered = sum(_difference(before.codes, now.codes).values())
+    answered = sum(_difference(before.codes, now.codes).values()) + _abandoned(before, now)
     return now.model_copy(update={"old": max(0, min(before.old - answered, now.active))})
 
 
@@ -98,9 +104,9 @@ def window_between(before: Reading, after: Reading) -> Window:
 def _arm(before: Counters, after: Counters, *, same_gateway: bool) -> ArmCounts:
     """A request that only a retry saved is an error of the revision, though its user saw none."""
     if not same_gateway:
-        before = before.model_copy(update={"codes": {}, "retried": 0})
-    codes = _difference(before.codes, after.codes)
-    requests = sum(codes.values())
+        before = before.model_copy(update={"codes": {}, "retried": 0, "unanswered": {}})
+    codes, abandoned = _difference(before.codes, after.codes), _abandoned(before, after)
+    answered = sum(codes.values())
     failed = sum(count for code, count in codes.items() if code >= 500)
     retried = after.retried - (before.retried if before.retried <= after.retried else 0)
     latency, score = Counter[int](), Counter[int]()
@@ -109,10 +115,11 @@ def _arm(before: Counters, after: Counters, *, same_gateway: bool) -> ArmCounts:
         latency.update(_difference(base.latency, server.latency))
         score.update(_difference(base.score, server.score))
     return ArmCounts(
-        requests=requests,
+        requests=answered + abandoned,
         events={
-            "errors": min(failed + retried, requests),
+            "errors": min(failed + retried, answered) + abandoned,
             "rejected": sum(count for code, count in codes.items() if 400 <= code < 500),
+            **({ABANDONED: abandoned} if abandoned else {}),
         },
         latency=dict(latency),
         score=dict(score),
@@ -124,6 +131,12 @@ def _base(before: ServerCounts | None, after: ServerCounts) -> ServerCounts:
     if before is None or before.boot is None:
         return after
     return before if before.boot == after.boot else ServerCounts()
+
+
+def _abandoned(before: Counters, after: Counters) -> int:
+    """Requests whose clients were gone before the answer."""
+    grown = _difference(before.unanswered, after.unanswered)
+    return max(0, grown.get(CUT_OFF, 0) - grown.get(TIMED_OUT, 0))
 
 
 def _difference(before: Mapping[int, int], after: Mapping[int, int]) -> dict[int, int]:

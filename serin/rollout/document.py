@@ -167,6 +167,8 @@ class Status(Stored):
     requests: Requests = Requests()
     stage_requests: Requests = Requests()
     errors: Requests = Requests()
+    abandoned: Requests = Requests()
+    """Of the errors: requests whose clients gave up before the answer came."""
     started_at: datetime | None = None
     entered_at: datetime | None = None
     finished_at: datetime | None = None

@@ -14,7 +14,8 @@ from serin import judge
 from serin.errors import UserError
 from serin.judge.decision import Action as Verdict
 from serin.judge.decision import Decision
-from serin.judge.window import Window
+from serin.judge.policy import ERRORS
+from serin.judge.window import ABANDONED, Window
 from serin.plan import Checks, OnInconclusive, Plan
 from serin.rollout.document import Approval, Check, HistoryEntry, MetricEvidence, Phase, Ratio, Requests, Spec, Status
 
@@ -157,10 +158,8 @@ def _counted(status: Status, windows: tuple[Window, ...]) -> Status:
     in_stage = stage_requests.stable + stage_requests.candidate
     update = {
         "requests": _plus(status.requests, windows),
-        "errors": Requests(
-            stable=status.errors.stable + sum(each.stable.events.get("errors", 0) for each in windows),
-            candidate=status.errors.candidate + sum(each.candidate.events.get("errors", 0) for each in windows),
-        ),
+        "errors": _plus_events(status.errors, windows, ERRORS),
+        "abandoned": _plus_events(status.abandoned, windows, ABANDONED),
         "stage_requests": stage_requests,
         "observed_traffic": 100 * stage_requests.candidate / in_stage if in_stage else None,
     }
@@ -171,6 +170,13 @@ def _plus(before: Requests, windows: Sequence[Window]) -> Requests:
     return Requests(
         stable=before.stable + sum(each.stable.requests for each in windows),
         candidate=before.candidate + sum(each.candidate.requests for each in windows),
+    )
+
+
+def _plus_events(before: Requests, windows: Sequence[Window], event: str) -> Requests:
+    return Requests(
+        stable=before.stable + sum(each.stable.events.get(event, 0) for each in windows),
+        candidate=before.candidate + sum(each.candidate.events.get(event, 0) for each in windows),
     )
 
 
@@ -230,7 +236,8 @@ def _stop_reason(spec: Spec, status: Status, seen: Observation, decision: Decisi
     if seen.candidate is not None and seen.candidate.restarts > MAX_RESTARTS:
         return f"candidate died {seen.candidate.restarts} times"
     if decision is not None and decision.action is Verdict.ROLLBACK:
-        return decision.reason
+        gave_up = status.abandoned.candidate
+        return decision.reason + (f" Clients gave up on {gave_up:,} requests to the candidate." if gave_up else "")
     return None
 
 

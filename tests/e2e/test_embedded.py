@@ -194,6 +194,18 @@ def test_what_is_not_a_prediction_is_no_evidence(here, models):
     assert ended.status.requests.candidate == ended.status.errors.candidate > 0
 
 
+def test_clients_that_gave_up_count_against_the_candidate(here, models):
+    """Each waits 80 ms for an answer that takes 150 ms: the server never gets to give one."""
+    with traffic(here, models / "1", rate=100, timeout_s=0.08) as tally:
+        ended = here.ended(here.drill(models / "2", "latency", checks=Checks.NONE))
+    status = ended.status
+    assert status.phase is Phase.ROLLED_BACK and "errors" in status.reason, here.story()
+    assert "gave up" in status.reason
+    assert 0 < status.errors.candidate <= status.requests.candidate <= tally.answers["", 0]
+    windows = [timeline.from_document(each) for each in here.platform.store.windows(ended.metadata.name, "default")]
+    assert timeline.total(windows, timeline.Arm.CANDIDATE).events["abandoned"] > 0
+
+
 def test_a_supervisor_killed_in_every_phase_changes_nothing(here, models):
     with traffic(here, models / "1") as tally:
         rollout = here.request(models / "3")

@@ -20,6 +20,9 @@ envoy_cluster_membership_healthy{envoy_cluster_name="default/churn-predictor-000
 envoy_cluster_membership_healthy{envoy_cluster_name="default/churn-predictor-00003"} 0
 # TYPE envoy_cluster_upstream_rq_active gauge
 envoy_cluster_upstream_rq_active{envoy_cluster_name="default/churn-predictor-00001"} 4
+envoy_cluster_upstream_cx_destroy_local_with_active_rq{envoy_cluster_name="default/churn-predictor-00002"} 75
+envoy_cluster_upstream_rq_tx_reset{envoy_cluster_name="default/churn-predictor-00002"} 2
+envoy_cluster_upstream_rq_timeout{envoy_cluster_name="default/churn-predictor-00002"} 5
 # TYPE envoy_cluster_manager_cds_version_text gauge
 envoy_cluster_manager_cds_version_text{text_value="1795390937574980962"} 0
 # TYPE envoy_http_rds_version_text gauge
@@ -34,7 +37,7 @@ def test_answers_gauges_and_versions():
     assert stats.versions == {"clusters": "1795390937574980962", "services": "1795390938994986902"}
     assert stats.clusters == {
         "default/churn-predictor-00001": envoy.ClusterStats({200: 100, 400: 3}, retried=2, active=4, healthy=1),
-        "default/churn-predictor-00002": envoy.ClusterStats({200: 12, 503: 15_000_000}),
+        "default/churn-predictor-00002": envoy.ClusterStats({200: 12, 503: 15_000_000}, cut_off=77, timed_out=5),
         "default/churn-predictor-00003": envoy.ClusterStats(),
     }
 

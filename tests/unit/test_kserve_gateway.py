@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 from serin.measure.tally import Tally, add, counters
+from serin.measure.windows import CUT_OFF, TIMED_OUT
 from serin.platforms.kserve import gateway as module
 from serin.platforms.kserve.gateway import (
     REVISION,
@@ -125,17 +126,21 @@ def world(monkeypatch: pytest.MonkeyPatch, clock: list[float]) -> Iterator[World
 def test_answers_by_revision_and_code_of_every_gateway(world: World) -> None:
     world.gateways.append(pod("kourier-2"))
     found = world.counts()
-    assert found.read == {
-        "uid-kourier-1": {"churn-1 codes": {200: 90}, "churn-2 codes": {200: 8, 500: 2}},
-        "uid-kourier-2": {"churn-1 codes": {200: 90}, "churn-2 codes": {200: 8, 500: 2}},
+    counted = {
+        "churn-1 codes": {200: 90},
+        "churn-1 unanswered": {CUT_OFF: 0, TIMED_OUT: 0},
+        "churn-2 codes": {200: 8, 500: 2},
+        "churn-2 unanswered": {CUT_OFF: 0, TIMED_OUT: 0},
     }
+    assert found.read == {"uid-kourier-1": counted, "uid-kourier-2": counted}
     assert found.active == {"churn-1": 6, "churn-2": 0}
     assert found.at_s == 1000
 
 
 def test_a_namesake_in_another_namespace_is_another(world: World) -> None:
     world.stats = line("churn-1", 5, namespace="other")
-    assert world.counts().read == {"uid-kourier-1": {"churn-1 codes": {}, "churn-2 codes": {}}}
+    read = world.counts().read["uid-kourier-1"]
+    assert read["churn-1 codes"] == read["churn-2 codes"] == {}
 
 
 def test_predictors_are_found_by_the_label_of_their_revision(world: World) -> None:

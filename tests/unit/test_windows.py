@@ -7,7 +7,16 @@ import hypothesis.strategies as st
 from hypothesis import given, settings
 
 from serin.judge import timeline
-from serin.measure.windows import Counters, Reading, ServerCounts, following, to_document, window_between
+from serin.measure.windows import (
+    CUT_OFF,
+    TIMED_OUT,
+    Counters,
+    Reading,
+    ServerCounts,
+    following,
+    to_document,
+    window_between,
+)
 
 
 def reading(at_s: float, stable: Counters, candidate: Counters, *, percent: int = 25, gateway: str = "1") -> Reading:
@@ -35,6 +44,22 @@ def test_a_window_is_what_was_answered_meanwhile():
     assert (window.stable.requests, dict(window.stable.events)) == (63, {"errors": 3, "rejected": 0})
     assert (window.candidate.requests, dict(window.candidate.events)) == (24, {"errors": 0, "rejected": 4})
     assert dict(window.stable.latency) == {70: 60} and dict(window.candidate.score) == {3: 20}
+
+
+def test_requests_whose_clients_gave_up_are_errors_but_those_answered_504_count_once():
+    before = counters(100).model_copy(update={"unanswered": {CUT_OFF: 40, TIMED_OUT: 8}})
+    after = counters(100, 3).model_copy(update={"unanswered": {CUT_OFF: 53, TIMED_OUT: 11}})
+    window = window_between(reading(1, counters(9), before), reading(2, counters(9), after))
+    assert (window.candidate.requests, window.stable.requests) == (13, 0)
+    assert dict(window.candidate.events) == {"errors": 13, "rejected": 0, "abandoned": 10}
+    assert dict(window.stable.events) == {"errors": 0, "rejected": 0}
+
+
+def test_a_request_that_is_cut_off_later_than_its_time_out_was_counted_is_no_negative_count():
+    before = counters(1).model_copy(update={"unanswered": {CUT_OFF: 4, TIMED_OUT: 4}})
+    after = counters(1).model_copy(update={"unanswered": {CUT_OFF: 4, TIMED_OUT: 5}})
+    window = window_between(reading(1, counters(1), before), reading(2, counters(1), after))
+    assert window.candidate.requests == 0 and "abandoned" not in window.candidate.events
 
 
 def test_a_split_that_changed_inside_a_window_is_not_given():

@@ -21,7 +21,16 @@ import aiohttp
 from serin import address, checks, model
 from serin.judge.window import Window
 from serin.measure import envoy
-from serin.measure.windows import Counters, Reading, ServerCounts, following, to_document, window_between
+from serin.measure.windows import (
+    CUT_OFF,
+    TIMED_OUT,
+    Counters,
+    Reading,
+    ServerCounts,
+    following,
+    to_document,
+    window_between,
+)
 from serin.platforms.embedded import gateway, processes
 from serin.platforms.embedded.gateway import ServiceRoute, Upstream
 from serin.platforms.embedded.gateway_process import GatewayProcess
@@ -186,7 +195,11 @@ class Supervisor:
         cluster = stats.clusters.get(record.cluster, envoy.ClusterStats())
         counted = await asyncio.gather(*(_server_counts(record, number) for number in range(len(record.servers))))
         return Counters(
-            codes=cluster.codes, retried=cluster.retried, active=cluster.active, servers=dict(enumerate(counted))
+            codes=cluster.codes,
+            retried=cluster.retried,
+            unanswered={CUT_OFF: cluster.cut_off, TIMED_OUT: cluster.timed_out},
+            active=cluster.active,
+            servers=dict(enumerate(counted)),
         )
 
     def _run_checks(self, rollout: ModelRollout, action: RunChecks) -> None:

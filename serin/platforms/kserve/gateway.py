@@ -17,12 +17,15 @@ from serin.checks import latency
 from serin.kube.api import Api
 from serin.measure import envoy
 from serin.measure.tally import Counts, Series
+from serin.measure.windows import CUT_OFF, TIMED_OUT
 from serin.model.histograms import LATENCY_EDGES_S, SCORE_EDGES
 from serin.platforms.kserve import objects
 from serin.rollout.document import Check
 
 STATS_PORT: Final = 9000
-STATS_FILTER: Final = r"^cluster\..*\.upstream_rq_([0-9]{3}|active)$"
+STATS_FILTER: Final = (
+    r"^cluster\..*\.(upstream_rq_([0-9]{3}|active|timeout|tx_reset)|upstream_cx_destroy_local_with_active_rq)$"
+)
 SCRAPE_S: Final = 0.8
 """Counts of the gateway this old are read again when somebody asks."""
 PREDICTOR_PORT: Final = 8080
@@ -87,9 +90,12 @@ class EnvoyTelemetry:
         active = {stable: 0, candidate: 0}
         for pod, stats in gateways.items():
             clusters = {revision: stats.clusters.get(f"{namespace}/{revision}", nothing) for revision in active}
-            read[pod] = {f"{revision} codes": cluster.codes for revision, cluster in clusters.items()}
+            series: dict[str, Mapping[int, int]] = {}
             for revision, cluster in clusters.items():
+                series[f"{revision} codes"] = cluster.codes
+                series[f"{revision} unanswered"] = {CUT_OFF: cluster.cut_off, TIMED_OUT: cluster.timed_out}
                 active[revision] += cluster.active
+            read[pod] = series
         for revision in active:
             read |= self._predictor_counts(namespace, revision)
         return Counts(at_s, read, active)

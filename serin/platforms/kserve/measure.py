@@ -7,7 +7,7 @@ from typing import Final
 
 from pydantic import Field
 
-from serin.judge.window import ArmCounts, Window
+from serin.judge.window import ABANDONED, ArmCounts, Window
 from serin.measure.tally import Counts, Tally, add, counters
 from serin.measure.windows import Reading, window_between
 from serin.plan import Stored
@@ -146,5 +146,5 @@ def _without_latencies(window: Window) -> Window:
 
 
 def _at_most(arm: ArmCounts, requests: float) -> ArmCounts:
-    events = math.ceil(sum(arm.events.values()))
+    events = math.ceil(sum(count for name, count in arm.events.items() if name != ABANDONED))
     return dataclasses.replace(arm, requests=min(arm.requests, max(round(requests), events)))
