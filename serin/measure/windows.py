@@ -23,10 +23,13 @@ class ServerCounts(Document):
 
 
 class Counters(Document):
-    """Cumulative counts of one revision. `codes` are the gateway's answers by HTTP status; `retried` of those
-    requests were lost by one of the revision's processes and answered by another. `unanswered` are requests that the
-    gateway took back from the model server, by `CUT_OFF` (all of them) and `TIMED_OUT` (those that it answered with
-    504 itself). `servers` are the processes' own counts. `active` requests are at the gateway; of them, `old` may have been split by an earlier percent."""
+    """Cumulative counts of one revision.
+
+    `codes` are the gateway's answers by HTTP status; `retried` of those requests were lost by one of the revision's
+    processes and answered by another. `unanswered` are requests that the gateway took back from the model server, by
+    `CUT_OFF` (all of them) and `TIMED_OUT` (those that it answered with 504 itself). `servers` are the processes' own
+    counts. `active` requests are at the gateway; of them, `old` may have been split by an earlier percent.
+    """
 
     codes: Mapping[int, int] = Field(default_factory=dict)
     retried: int = 0

@@ -334,6 +334,19 @@ def other_model(cluster: Cluster) -> None:
     cluster.fake.ask("v7")
 
 
+def test_a_percent_set_before_the_candidates_patch_ends_the_rollout_and_is_taken_away() -> None:
+    """Nothing of the candidate is there to go back from: with P at 0 the way back would wait for ever."""
+    for fake in (base(), promoted()):
+        cluster = Cluster(fake, rollout())
+        cluster.tick(dies_before_acting=True)
+        assert cluster.status.phase is Phase.DARK
+        other_percent(cluster)
+        status = cluster.run()
+        assert (status.phase, fake.percent) == (Phase.ROLLED_BACK, None)
+        assert "canaryTrafficPercent was set to 77" in status.reason
+        assert cluster.model() == {fake.models[status.stable_revision]}
+
+
 FOREIGN = [label, old_manifest, removed_percent, other_percent, other_model]
 
 

@@ -211,6 +211,8 @@ def _foreign_change(service: Service, status: Status, predictors: Predictors, *,
     if status.stable_revision and service.rolled_out not in known:
         return f"KServe rolled back to {service.rolled_out or 'no revision'} instead of {status.stable_revision}"
     used = {0, *(entry.traffic for entry in status.history)} if predictors.stable is not None else {100}
+    if not asked and status.phase is Phase.DARK and service.percent not in (None, 0, 100):
+        return f"somebody else changed the split: {PERCENT} was set to {service.percent}"
     if asked and service.percent not in used and not (service.percent is None and _promoting(status)):
         what = "removed" if service.percent is None else f"set to {service.percent}"
         return f"somebody else changed the split: {PERCENT} was {what}"
@@ -265,6 +267,8 @@ def _retreat(service: Service, status: Status, predictors: Predictors, *, asked:
         return _undo(service, status, predictors.stable)
     if service.percent is None:
         return None
+    if not status.candidate_revision and service.created == service.ready == status.stable_revision:
+        return _patch(service, service.predictor, None)  # the candidate was never asked for: newest is stable
     if service.percent != 0:
         return _patch(service, service.predictor, 0)
     new = service.created not in ("", status.stable_revision, status.candidate_revision)
