@@ -227,6 +227,7 @@ class _Server(uvicorn.Server):
 def main(parser: argparse.ArgumentParser, serve: Callable[[argparse.Namespace], None]) -> int:
     """Exit status: 0 after a drain, 2 when the user has to act, with one sentence on standard error and, in
     Kubernetes, as the container's termination message, which KServe shows."""
+    os.umask(0o077)  # the prediction log holds what people sent
     try:
         serve(parser.parse_args())
     except UserError as error:

@@ -5,6 +5,7 @@ import copy
 import errno
 import json
 import math
+import os
 import signal
 import sqlite3
 import subprocess
@@ -466,7 +467,8 @@ def kubectl_complete() -> None:
 
 def guarded(command: click.Command, name: str | None = None) -> None:
     """Run a command; a user's mistake ends with one sentence and exit code 2, so do a file that may not be read or
-    written and a disk that is full."""
+    written and a disk that is full. Files it makes are for this user alone: they hold people's data."""
+    os.umask(0o077)
     try:
         command(prog_name=name, standalone_mode=False)
     except UserError as error:

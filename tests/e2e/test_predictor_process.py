@@ -19,6 +19,7 @@ import predictor_models as models
 import psutil
 import pytest
 from predictor_process import DEADLINE_S, await_ready, command, free_port, predict, request, running
+from private import readable_by_others
 from unfinished_call import UnfinishedCall
 
 from benchmarks.predictor_fuzz import fuzz
@@ -122,6 +123,7 @@ def test_a_drained_server_has_written_its_log(root: Path, tmp_path: Path) -> Non
             predict(port)
         process.terminate()
         assert process.wait(DEADLINE_S) == 0
+    assert readable_by_others(tmp_path / "log") == []
     rows = duckdb.read_parquet(f"{tmp_path}/log/*.parquet")
     assert rows.project("revision, features").fetchall() == [("churn-00001", {"tenure": 5.0, "Montant dû": None})] * 3
 

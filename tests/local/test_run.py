@@ -14,6 +14,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import yaml
+from private import readable_by_others
 
 from components.preprocess.generator import snapshot
 from serin.platforms.embedded import client
@@ -94,6 +95,10 @@ def test_the_story_from_a_table_to_a_promoted_canary(place: Place) -> None:
     assert "Promoted" in report
     assert not re.search(r'(?:src|href)="http', report)
     assert (folder / "rollout" / "timeline.parquet").stat().st_size > 0
+
+    others = [path for part in ("runs", ".serin", ".cache") if (place.root / part).exists()
+              for path in readable_by_others(place.root / part)]  # fmt: skip
+    assert others == []
 
     curl = next(line for line in done.stdout.splitlines() if line.startswith("try it"))
     words = shlex.split(curl.removeprefix("try it"))

@@ -26,7 +26,8 @@ _OWN_FILES: Final = ("--config-path", "--model-dir")
 def spawn(
     arguments: Sequence[str], *, folder: Path, log: Path, env: Mapping[str, str] | None = None
 ) -> tuple[subprocess.Popen[bytes], float]:
-    """Start a program in `folder` and in a session of its own, so that neither Ctrl-C nor our end reaches it.
+    """Start a program in `folder` and in a session of its own, so that neither Ctrl-C nor our end reaches it. What it
+    writes is for this user alone.
 
     Returns the process and its start time (epoch seconds, as psutil tells it).
     """
@@ -40,6 +41,7 @@ def spawn(
             stderr=subprocess.STDOUT,
             env={**kept, **(env or {})},
             start_new_session=True,
+            umask=0o077,
             cwd=folder,
         )
     return process, started(process.pid) or 0.0

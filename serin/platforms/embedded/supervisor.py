@@ -380,6 +380,7 @@ def _locked(lock: IO[str]) -> bool:
 
 def main(home: Path) -> int:
     """Supervise until SIGTERM. Only one supervisor works on a home: a second one ends at once."""
+    os.umask(0o077)
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
     logging.Formatter.converter = time.gmtime
     home.mkdir(parents=True, exist_ok=True, mode=0o700)
