@@ -60,10 +60,12 @@ _TIME = (
     f"try_cast({{0}} AS TIMESTAMP), try_strptime({_TRIMMED}, [{', '.join(map(_quoted, _TIMES))}])) END"
 )
 _AMOUNT = rf"regexp_replace(regexp_replace({_TRIMMED}, '^([+-]?)\s*{_UNIT}\s*', '\1'), '\s*{_UNIT}$', '')"
-_AS_POINT = f"(({_PLAIN}) IS NOT NULL OR regexp_full_match({_AMOUNT}, {_grouped(',', '.')}))"
+_POINTED = f"regexp_full_match({_AMOUNT}, {_grouped(',', '.')})"
+_AS_POINT = f"(({_PLAIN}) IS NOT NULL OR {_POINTED})"
 _AS_COMMA = f"regexp_full_match({_AMOUNT}, {_grouped('.', ',')})"
 _PRICE = f"({_AMOUNT} <> {_TRIMMED} AND contains({_AMOUNT}, '.'))"
 _NO_SPACE = f"regexp_replace({_AMOUNT}, {_quoted(_SPACE)}, '', 'g')"
+_POINT_NUMBER = f"try_cast(replace({_NO_SPACE}, ',', '') AS DOUBLE)"
 
 
 def over(column: str, sql: str) -> str:
@@ -75,8 +77,10 @@ class Reading(StrEnum):
 
     TRUTH = f"CASE {_WORD} WHEN 'true' THEN 1.0::DOUBLE WHEN 'false' THEN 0.0::DOUBLE END"
     NUMBER = _PLAIN
-    POINT = f"coalesce({_PLAIN}, CASE WHEN {_AS_POINT} THEN try_cast(replace({_NO_SPACE}, ',', '') AS DOUBLE) END)"
-    CLEAR_POINT = f"CASE WHEN NOT ({_PRICE} AND {_AS_COMMA}) THEN {POINT} END"
+    POINT = f"coalesce({_PLAIN}, CASE WHEN {_POINTED} THEN {_POINT_NUMBER} END)"
+    CLEAR_POINT = (
+        f"coalesce({_PLAIN}, CASE WHEN {_POINTED} AND NOT ({_PRICE} AND {_AS_COMMA}) THEN {_POINT_NUMBER} END)"
+    )
     """Without "€ 1.200", which is hardly 1.2, nor surely 1200 among numbers with a decimal point."""
     COMMA = f"CASE WHEN {_AS_COMMA} THEN try_cast(replace(replace({_NO_SPACE}, '.', ''), ',', '.') AS DOUBLE) END"
     TEXT = f"CASE WHEN {_TRIMMED} = '' THEN '' ELSE coalesce({{0}}, '') END"
@@ -244,7 +248,10 @@ class _Values:
         if unread := found.given - found.read:
             words = self._examples(f"{_GIVEN} AND ({reading.value}) IS NULL")
             parts.append(f"is a number except in {counted(unread)} ({words}), which count as missing")
-        unusual = f"({reading.value}) IS NOT NULL AND ({reading.value}) IS DISTINCT FROM ({_PLAIN})"
+        other = (
+            f"({reading.value}) IS DISTINCT FROM ({_PLAIN})" if reading is Reading.COMMA else f"({_PLAIN}) IS NULL"
+        )
+        unusual = f"{other} AND ({reading.value}) IS NOT NULL"
         if reading is not Reading.TRUTH and (
             first := self._ask(f"value, {reading.value}", self._commonest(unusual, 1))
         ):
