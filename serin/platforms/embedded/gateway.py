@@ -142,7 +142,10 @@ def _cluster(name: str, upstream: Upstream) -> dict[str, Any]:
         "@type": f"{_TYPE}config.cluster.v3.Cluster",
         "name": name,
         "type": "STATIC",
-        "common_lb_config": {"healthy_panic_threshold": {"value": 20}},
+        "common_lb_config": {
+            "healthy_panic_threshold": {"value": 20},
+            "update_merge_window": "0s",  # else it goes on asking a server for a second after it found it dead
+        },
         "connect_timeout": "1s",
         "load_assignment": {"cluster_name": name, "endpoints": [{"lb_endpoints": servers}]},
         # One that loses a request is out at once, before health checks find it dead, while another is left.
