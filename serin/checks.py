@@ -3,6 +3,7 @@
 Most bad candidates end here, before any user meets them.
 """
 
+import json
 import math
 import time
 from collections.abc import Sequence
@@ -17,6 +18,11 @@ from serin.model import Record
 from serin.rollout.document import Check
 
 MAX_RECORDS: Final = 200
+MAX_ANSWER_BYTES: Final = 1 << 16
+"""A longer answer to one record is none that counts: a candidate's bytes are not ours to hold."""
+TOTAL_S: Final = 60.0
+"""For all records together, so that a candidate that drips its answers holds nobody up."""
+MAX_ERROR: Final = 160
 PARITY: Final = 1e-4
 """Largest difference between a served score and the one training recorded: float32 on another machine."""
 SLOWER: Final = 2.0
@@ -29,11 +35,13 @@ COLLAPSE: Final = 0.1
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """`status` is None when no answer came; `score` is None unless the answer carried a finite probability."""
+    """`status` is None when no answer came; `score` is None unless the answer carried a finite probability. `error`:
+    what the model server said is wrong with the record."""
 
     status: int | None
     latency_s: float
     score: float | None
+    error: str | None = None
 
     @property
     def good(self) -> bool:
@@ -41,12 +49,19 @@ class Answer:
 
 
 async def replay(
-    candidate: str, stable: str | None, model_name: str, records: Sequence[Record], *, timeout_s: float = 10
+    candidate: str,
+    stable: str | None,
+    model_name: str,
+    records: Sequence[Record],
+    *,
+    timeout_s: float = 10,
+    total_s: float = TOTAL_S,
 ) -> tuple[list[Answer], list[Answer] | None]:
     """Send each record to both addresses (`serin.address`) in turn. Connection failures are answers too (status
-    None)."""
+    None), as is the record that was being answered when `total_s` were over; no other is asked then."""
     of_candidate: list[Answer] = []
     of_stable: list[Answer] = []
+    end_s = time.monotonic() + total_s
     async with (
         address.session(candidate, timeout_s=timeout_s) as to_candidate,
         address.session(stable or candidate, timeout_s=timeout_s) as to_stable,
@@ -55,6 +70,9 @@ async def replay(
             of_candidate.append(await ask(to_candidate, model_name, record))
             if stable is not None:
                 of_stable.append(await ask(to_stable, model_name, record))
+            if time.monotonic() > end_s:
+                of_candidate[-1] = Answer(None, of_candidate[-1].latency_s, None, "the time for all records was over")
+                break
             if sum(not answer.good for answer in of_candidate) > MAX_RECORDS // 10:
                 break
     return of_candidate, of_stable if stable is not None else None
@@ -64,10 +82,26 @@ async def ask(session: aiohttp.ClientSession, model_name: str, record: Record) -
     start = time.perf_counter()
     try:
         async with session.post(f"/v1/models/{model_name}:predict", json={"instances": [record]}) as response:
-            body = await response.json(content_type=None)
-            return Answer(response.status, time.perf_counter() - start, _score(body))
-    except (TimeoutError, aiohttp.ClientError, ValueError):
-        return Answer(None, time.perf_counter() - start, None)
+            read = await _read(response)
+            body = json.loads(read)
+            return Answer(response.status, time.perf_counter() - start, _score(body), _error(body))
+    except (TimeoutError, aiohttp.ClientError, ValueError) as error:
+        return Answer(None, time.perf_counter() - start, None, type(error).__name__)
+
+
+async def _read(response: aiohttp.ClientResponse) -> bytes:
+    """Raises `ValueError` for an answer that is too long."""
+    read = bytearray()
+    async for block in response.content.iter_any():
+        read += block
+        if len(read) > MAX_ANSWER_BYTES:
+            raise ValueError(f"more than {MAX_ANSWER_BYTES} bytes")
+    return bytes(read)
+
+
+def _error(body: object) -> str | None:
+    said = body.get("error") if isinstance(body, dict) else None
+    return said[:MAX_ERROR] if isinstance(said, str) else None
 
 
 def _score(body: object) -> float | None:
@@ -96,6 +130,17 @@ def compare(
     return tuple(checks)
 
 
+def accepted(candidate: Sequence[Answer], stable: Sequence[Answer]) -> Check:
+    """Whether the candidate answers what clients send today: the requests that stable answers."""
+    answered = [ours for ours, theirs in zip(candidate, stable, strict=False) if theirs.good]
+    refused = [answer for answer in answered if not answer.good]
+    detail = f"{len(answered) - len(refused)} of {len(answered)} of stable's samples were answered"
+    if refused:
+        said = refused[0].error or f"status {refused[0].status}" if refused[0].status else "no answer"
+        detail += f"; the first that was not: {said}"
+    return Check(name="requests", passed=not refused, detail=detail)
+
+
 def _answers(candidate: Sequence[Answer], stable: Sequence[Answer] | None) -> Check:
     bad = sum(not answer.good for answer in candidate)
     bad_stable = sum(not answer.good for answer in stable) if stable is not None else 0
@@ -114,11 +159,11 @@ def _parity(candidate: Sequence[Answer], recorded: Sequence[float]) -> Check:
     if not differences:
         return Check(name="parity", passed=False, detail="no scores to compare with those training recorded")
     worst = max(differences)
-    return Check(
-        name="parity",
-        passed=worst <= PARITY,
-        detail=f"served scores differ from those training recorded by at most {worst:.2g} (bound {PARITY:g})",
-    )
+    if worst > PARITY:
+        detail = f"served scores differ from those training recorded by up to {worst:.2g}; {PARITY:g} is allowed"
+    else:
+        detail = f"served scores differ from those training recorded by {worst:.2g} at most"
+    return Check(name="parity", passed=worst <= PARITY, detail=detail)
 
 
 def latency(candidate_s: Sequence[float], stable_s: Sequence[float]) -> Check:

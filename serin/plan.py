@@ -29,6 +29,8 @@ class Checks(StrEnum):
     """What a candidate must pass at 0 % traffic."""
 
     FULL = "full"
+    OWN = "own"
+    """Its own samples alone: for a change of the signature that the clients know of."""
     NONE = "none"
 
 

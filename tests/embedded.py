@@ -19,6 +19,7 @@ from benchmarks.sockets import OnSocket, ask
 from serin import load, model, release
 from serin.judge import JudgeSpec, LatencyMetric, policy
 from serin.measure import envoy
+from serin.model.explanation import EXPLANATION_FILE
 from serin.plan import Bake, Checks, Plan, Stage
 from serin.platforms.embedded import client, gateway, processes
 from serin.platforms.embedded.client import Embedded
@@ -57,6 +58,16 @@ def write_model(root: Path, *, intercept: float = 2.0) -> str:
     scores = tuple(1 / (1 + math.exp(2 - intercept) * (1 - p) / p) for p in odds)
     samples = model.Samples(records=records, scores=scores)
     (root / model.SAMPLES_FILE).write_text(samples.model_dump_json(), encoding="utf-8")
+    return model.seal(root)
+
+
+def rename_feature(root: Path, before: str, after: str) -> str:
+    """The same model, whose clients must use another name. Returns the new digest."""
+    for file in (model.SIGNATURE_FILE, model.SAMPLES_FILE, EXPLANATION_FILE):
+        text = (root / file).read_text(encoding="utf-8")
+        for place in ('"name":"{}"', '"feature":"{}"', '"{}":'):
+            text = text.replace(place.format(before), place.format(after))
+        (root / file).write_text(text, encoding="utf-8")
     return model.seal(root)
 
 

@@ -85,12 +85,14 @@ async def served(*bodies: object) -> web.AppRunner:
     return runner
 
 
-def replayed(*bodies: object) -> list[Answer]:
+def replayed(*bodies: object, total_s: float = checks.TOTAL_S) -> list[Answer]:
     async def run() -> list[Answer]:
         runner = await served(*bodies)
         try:
             host, port = runner.addresses[0]
-            found, stable = await checks.replay(f"http://{host}:{port}", None, "churn", [{"a": 1}] * len(bodies))
+            found, stable = await checks.replay(
+                f"http://{host}:{port}", None, "churn", [{"a": 1}] * len(bodies), total_s=total_s
+            )
             assert stable is None
             return found
         finally:
@@ -115,6 +117,31 @@ def test_whatever_a_server_says_is_an_answer():
     assert (found[0].status, found[0].score, found[0].good) == (200, 0.25, True)
     assert [answer.good for answer in found[1:]] == [False] * len(odd)
     assert [answer.status for answer in found[-2:]] == [503, None]
+
+
+def test_an_answer_that_is_too_long_counts_as_none():
+    (found,) = replayed({"predictions": [{"probability": 0.25, "padding": "x" * checks.MAX_ANSWER_BYTES}]})
+    assert (found.status, found.good) == (None, False)
+
+
+def test_what_the_server_says_of_a_record_is_kept_within_bounds():
+    (found,) = replayed({"error": "Unknown field 'a'." + "x" * 10_000})
+    assert found.error.startswith("Unknown field 'a'.") and len(found.error) == checks.MAX_ERROR
+
+
+def test_a_candidate_that_takes_all_the_time_is_not_asked_to_the_end():
+    good = {"predictions": [{"probability": 0.25}]}
+    found = replayed(*[good] * 50, total_s=0.0)
+    assert [answer.good for answer in found] == [False]
+
+
+def test_requests_that_stable_answers_must_be_answered():
+    refused = Answer(400, 0.003, None, "Unknown field 'zip'.")
+    check = checks.accepted([refused, *answers(0.4, None)], answers(0.1, 0.4, None))
+    assert (check.name, check.passed) == ("requests", False)
+    assert check.detail == "1 of 2 of stable's samples were answered; the first that was not: Unknown field 'zip'."
+    assert checks.accepted(answers(0.1, None), answers(0.2, None)).passed
+    assert "no answer" in checks.accepted([Answer(None, 1, None, "TimeoutError")], answers(0.1)).detail
 
 
 def test_a_hopeless_candidate_is_not_asked_to_the_end():

@@ -31,6 +31,7 @@ from serin.measure.windows import (
     to_document,
     window_between,
 )
+from serin.plan import Checks
 from serin.platforms.embedded import gateway, processes
 from serin.platforms.embedded.gateway import ServiceRoute, Upstream
 from serin.platforms.embedded.gateway_process import GatewayProcess
@@ -226,6 +227,8 @@ class Supervisor:
                 samples.records,
             )
             results = checks.compare(answers, of_stable, samples.scores)
+            if stable is not None and rollout.spec.effective_plan.checks is Checks.FULL:
+                results += (await _accepted(candidate, stable),)
         document = {"checks": [check.model_dump(mode="json", by_alias=True) for check in results]}
         with self._store.transaction():
             self._store.save_checks(rollout, document)
@@ -345,6 +348,17 @@ def _address(record: RevisionRecord) -> str:
     """Of a server of the revision that is there."""
     alive = [number for number, each in enumerate(record.servers) if processes.alive(each.pid, each.started)]
     return address.UNIX + gateway.socket_of(record.cluster, (alive or [0])[0])
+
+
+async def _accepted(candidate: RevisionRecord, stable: RevisionRecord) -> Check:
+    """Whether the candidate answers what stable's clients send. A stable model whose samples cannot be read any more
+    is no reason to keep it."""
+    try:
+        records = model.samples(stable.model).records
+    except (OSError, ValueError) as error:
+        return Check(name="requests", passed=True, detail=f"not sent: stable's samples cannot be read ({error})")
+    ours, theirs = await checks.replay(_address(candidate), _address(stable), candidate.service, records)
+    return checks.accepted(ours, theirs or [])
 
 
 async def _server_counts(record: RevisionRecord, number: int) -> ServerCounts:
