@@ -41,7 +41,7 @@ TOLD: Final = {
     "plan.deadlineSeconds": "If there is no decision after this time, onInconclusive applies.",
     "plan.startSeconds": "How long a candidate may take to become ready.",
     "plan.onInconclusive": "At the deadline: hold waits for somebody to decide; rollback and promote act.",
-    "plan.checks": "What a candidate must pass before it gets any traffic.",
+    "plan.checks": "What a candidate must pass before it gets any traffic; own: without stable's requests.",
     "profile": "A predefined plan: fast, balanced (the default) or careful.",
     "judge": "What counts as harm, and how certain to be. Frozen at the start.",
     "approval": "Whether approval is required before the first traffic, or before full traffic.",
