@@ -10,8 +10,6 @@ from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Fie
 from serin.errors import UserError
 
 Learner = Literal["rule", "logistic", "hist_gradient_boosting", "xgboost"]
-
-
 ColumnType = Literal["string", "number", "decimal_point", "decimal_comma"]
 """`decimal_point` reads 1,200.5 as a number, `decimal_comma` 1.200,5."""
 

@@ -123,6 +123,14 @@ def _numbers_the_rows(values: pd.Series) -> bool:
     return bool((steps == 1).mean() >= ROW_NUMBER and (values.dropna() % 1 == 0).all())
 
 
+def _is_a_numbering(values: pd.Series) -> bool:
+    """Whole numbers, nearly all different and nearly without gaps: an id, or a rank, which may say something."""
+    span = values.max() - values.min() + 1
+    if not ROW_NUMBER * len(values) <= span <= len(values) / ROW_NUMBER:
+        return False
+    return bool((values.dropna() % 1 == 0).all() and values.nunique() >= ROW_NUMBER * len(values))
+
+
 def _useless(table: Table, name: str, config: Config) -> str | None:
     if name in config.drop:
         return "is named in drop"
@@ -283,6 +291,8 @@ def notes(
     found = []
     for name in features:
         if rows[name].dtype == np.float64:
+            if _is_a_numbering(rows[name]):
+                found.append(f"`{name}` numbers the rows, though not in their order; if it is an id, name it in ids.")
             continue
         if note := _unknown_values(rows[name]):
             found.append(note)

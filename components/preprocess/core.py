@@ -16,6 +16,7 @@ from components.preprocess.spelling import Wish
 from components.preprocess.splitting import held_out
 from serin.errors import UserError
 from serin.model import PROFILE_FILE as MODEL_PROFILE
+from serin.report import words
 
 MODEL_CONTRACT = Path("meta") / CONTRACT_FILE
 
@@ -44,7 +45,7 @@ class Summary(BaseModel):
         for name, reason in self.dropped.items():
             names.setdefault(reason, []).append(f"`{name}`")
         left_out = (f"Left out {', '.join(each)}: {reason}." for reason, each in names.items())
-        return tuple(line.replace("\n", " ") for line in (*self.notes, *left_out))
+        return tuple(map(words.printable, (*self.notes, *left_out)))
 
 
 def preprocess(

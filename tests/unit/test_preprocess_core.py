@@ -334,6 +334,10 @@ def test_a_row_number_is_found_though_some_rows_were_repeated_or_removed(
     rows = customers.assign(row=range(len(customers)))
     rows = pd.concat([rows.head(50), rows.iloc[49:]]) if spoil == "repeated" else rows.drop(index=[3, 70, 71])
     assert run(tmp_path, rows, config()).dropped == {"row": "is a row number"}
+    shuffled = rows.sample(frac=1, random_state=0)
+    found = run(tmp_path / "shuffled", shuffled, config())
+    assert found.dropped == {}
+    assert "`row` numbers the rows, though not in their order; if it is an id, name it in ids." in found.notes
     month = customers.assign(month=np.arange(len(customers)) // 20)
     assert run(tmp_path / "month", month, config()).dropped == {}
 
@@ -403,7 +407,7 @@ def test_a_number_that_the_config_makes_text_has_to_be_agreed_to(tmp_path: Path,
 
 @pytest.mark.parametrize("name", ["klingon", "hex"])
 def test_unknown_encodings_are_refused(name: str) -> None:
-    with pytest.raises(ValidationError, match=f"{name} is no encoding of text that Python knows"):
+    with pytest.raises(ValidationError, match=f"{name} is not a text encoding known to Python"):
         config(data={"source": "x.csv", "encoding": name})
 
 
