@@ -17,7 +17,7 @@ from serin.judge.decision import Action, Decision
 from serin.judge.forecast import Forecast, Traffic, forecast
 from serin.judge.judge import observe, start
 from serin.judge.labels import METRIC, POLICY, Costs, cohorts
-from serin.judge.policy import JudgeSpec, policy_for
+from serin.judge.policy import JudgeSpec, metric_name, policy_for
 from serin.judge.replay import Step, Twins, read, replay, twins
 from serin.judge.ruling import decide
 from serin.judge.timeline import from_document
@@ -187,7 +187,7 @@ def told(rollout: ModelRollout, now: datetime) -> list[str]:
     for each in status.evidence:
         state = words.metric_state(each, judge)
         interval = words.interval(each.ratio.low, each.ratio.high) if each.judged else ""
-        lines.append(f"  {each.metric:<10} {state:<11} {interval}".rstrip())
+        lines.append(f"  {metric_name(each.metric):<14} {state:<11} {interval}".rstrip())
     missing = words.waits_for(rollout.spec, status, now)
     return [*lines, *(f"Waiting for {what}." for what in missing)]
 

@@ -11,6 +11,7 @@ from rich.table import Table
 from rich.text import Text
 
 from serin.judge import timeline
+from serin.judge.policy import metric_name
 from serin.judge.timeline import Arm
 from serin.judge.window import Window
 from serin.report import words
@@ -188,7 +189,7 @@ def _evidence(rollout: ModelRollout) -> Table:
     rows.add_column("candidate / stable", no_wrap=True)
     for each in status.evidence:
         state = words.metric_state(each, judge)
-        rows.add_row(each.metric, Text(state, _STATE_STYLE[state]), _ratio(each))
+        rows.add_row(metric_name(each.metric), Text(state, _STATE_STYLE[state]), _ratio(each))
     return rows
 
 

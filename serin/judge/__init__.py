@@ -1,4 +1,4 @@
-"""Decides, from windows of counters, whether a candidate moves on, waits, or goes back.
+"""Decides, from windows of counters, whether a candidate advances, waits, or is rolled back.
 
     state = start(policy)
     state = observe(state, window)      # every window once
@@ -19,6 +19,7 @@ from serin.judge.policy import (
     ScoreMetric,
     Scores,
     StagePolicy,
+    metric_name,
     policy_for,
 )
 from serin.judge.ruling import decide
@@ -43,6 +44,7 @@ __all__ = [
     "confidence",
     "decide",
     "load",
+    "metric_name",
     "observe",
     "policy_for",
     "start",

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from serin.judge import acceptance, events, latency, scores, split
 from serin.judge.categories import EVENTS, REQUESTS, Categories
-from serin.judge.policy import LATENCY, SCORES, Policy
+from serin.judge.policy import LATENCY, SCORES, Policy, metric_name
 from serin.judge.portfolio import Portfolio, Weighted
 from serin.judge.primitive import Floats
 from serin.judge.reference import Reference
@@ -86,7 +86,7 @@ def _harm(
 
 def _claimed(categories: Categories) -> Iterator[Claim]:
     for k, name in enumerate(categories.row.events):
-        yield Claim(name, name, EVENTS + k)
+        yield Claim(name, metric_name(name), EVENTS + k)
     for k, name in enumerate(latency.SLOW):
         yield Claim(LATENCY, f"latency above {name}", categories.slow + k)
     for k, name in enumerate(("lowest", "highest")):

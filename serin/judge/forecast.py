@@ -8,7 +8,7 @@ import numpy as np
 
 from serin.judge import latency
 from serin.judge.book import Book
-from serin.judge.policy import JudgeSpec, policy_for
+from serin.judge.policy import ERRORS, REJECTED, JudgeSpec, metric_name, policy_for
 from serin.judge.primitive import Floats
 from serin.judge.reference import Reference
 from serin.judge.simulate import Outcome, Phase, Stream, run
@@ -84,9 +84,9 @@ def _stage_needs(plan: Plan, judge: JudgeSpec, traffic: Traffic) -> list[StageNe
 
 
 def _rates(book: Book, traffic: Traffic) -> Floats:
-    """What each claim's category is expected to hold per request; nothing is rejected."""
+    """What each claim's category is expected to hold per request; there are no client errors."""
     rates = np.zeros(book.categories.count)
-    expected = {"errors": traffic.error_rate, "rejected": 0.0, "lowest scores": 0.2, "highest scores": 0.2}
+    expected = {ERRORS: traffic.error_rate, metric_name(REJECTED): 0.0, "lowest scores": 0.2, "highest scores": 0.2}
     expected |= {f"latency above {name}": 1 - latency.QUANTILES[k - 1] for name, k in latency.SLOW.items()}
     for claim in book.claimed:
         rates[claim.category] = expected.get(claim.what, traffic.error_rate)

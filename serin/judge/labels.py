@@ -31,9 +31,9 @@ class Costs:
 
     def __post_init__(self) -> None:
         if self.positive is None and self.false_positive != self.false_negative:
-            raise UserError("Costs that differ need the decision that is the positive one; tell it with --positive.")
+            raise UserError("Different costs require the positive decision; give it with --positive.")
         if min(self.false_positive, self.false_negative) < 0 or self.largest == 0:
-            raise UserError("Costs are 0 or more, and one of them is more.")
+            raise UserError("Costs must not be negative, and at least one must be above 0.")
 
     @property
     def largest(self) -> float:
@@ -52,7 +52,7 @@ def cohorts(log: Path, labels: Path, *, stable: str, candidate: str, costs: Cost
         (cohort, revision): Labels(requests, labelled, harm) for cohort, revision, requests, labelled, harm in rows
     }
     for revision in sorted({stable, candidate} - {revision for _, revision in by_arm}):
-        raise UserError(f"Prediction log {log} has no request of {revision}; correct --stable or --candidate.")
+        raise UserError(f"Prediction log {log} has no requests of {revision}; correct --stable or --candidate.")
     nothing = Labels(0, 0, 0.0)
     return [
         Cohort(
@@ -74,7 +74,7 @@ def _counts(
     import duckdb
 
     if not log.is_dir():
-        raise UserError(f"Prediction log {log} is no directory; give the one of the predictor's --log.")
+        raise UserError(f"Prediction log {log} is not a directory; give the directory of the predictor's --log.")
     with duckdb.connect() as connection:
         logged = _table(connection, "Prediction log", f"{log}/*.parquet", "parquet")
         given = _table(connection, "Labels", str(labels), "parquet" if labels.suffix == ".parquet" else "csv")
@@ -84,7 +84,7 @@ def _counts(
         given = given.project(f"request_id::VARCHAR AS request_id, ({row})::BIGINT AS row, label::VARCHAR AS label")
         often = given.aggregate("request_id, row, count(*) AS times").filter("times > 1").order("ALL").limit(1)
         for name, place, times in often.fetchall():
-            raise UserError(f"Labels {labels}: request {name}, row {place} has {times} labels; leave one.")
+            raise UserError(f"Labels {labels}: request {name}, row {place} has {times} labels; keep one.")
         connection.register("logged", logged)
         connection.register("given", given)
         counts: list[tuple[int, str, int, int, float]] = connection.execute(

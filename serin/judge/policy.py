@@ -19,6 +19,11 @@ SCORES: Final = "scores"
 SPLIT: Final = "split"
 
 
+def metric_name(metric: str) -> str:
+    """The metric as people read it; documents and settings keep its key."""
+    return "client errors" if metric == REJECTED else metric
+
+
 class EventMetric(Document):
     """A kind of harmful event, counted per request in `ArmCounts.events`.
 

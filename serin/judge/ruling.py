@@ -9,10 +9,11 @@ from serin.judge import scores
 from serin.judge.book import Claim
 from serin.judge.categories import REQUESTS
 from serin.judge.decision import Action, Decision, Evidence
-from serin.judge.policy import ERRORS, LATENCY, SCORES, SPLIT
+from serin.judge.policy import ERRORS, LATENCY, SCORES, SPLIT, metric_name
 from serin.judge.primitive import Floats
 from serin.judge.state import BEFORE, SILENT, State, stage_policy
 from serin.model.histograms import SCORE_STEP
+from serin.text import duration
 
 
 def decide(state: State, now: float) -> Decision:
@@ -71,46 +72,48 @@ def _act(
 
     if state.peak >= 1 / policy.alpha:
         blamed = state.blamed or ERRORS
-        reason = f"The candidate does harm: {_counts(state, blamed)}."
+        reason = f"The candidate is harmful: {_counts(state, blamed)}."
         return Decision(Action.ROLLBACK, reason, 0.0, (), blamed=blamed)
     if state.split_peak >= 1 / policy.split_alpha:
-        alert = f"The candidate does not get its share of the traffic: {_counts(state, SPLIT)}."
+        alert = f"The candidate does not get its planned traffic: {_counts(state, SPLIT)}."
         return wait(alert, alert=alert)
     if state.stage == BEFORE:
         return wait("No traffic has been split yet.")
     for name in policy.require:
         if name in unjudged:
-            return wait(f"The policy requires {name}, which is not reported by both revisions.")
+            return wait(f"The policy requires {metric_name(name)}, which is not reported by both revisions.")
     stage = stage_policy(policy, state.stage)
     age_s = now - state.stage_start_s
     if open_claims:
         claim, requests = max(open_claims.items(), key=lambda item: item[1])
         one_sided = zip((LATENCY, SCORES), state.silent.max(axis=0) > SILENT, strict=True)
         if (claim.metric, True) in one_sided:
-            return wait(f"Not yet shown for {claim.what}: not both revisions report {claim.metric} now.")
+            return wait(f"Harm is not ruled out yet: one revision is not reporting {metric_name(claim.metric)}.")
         rate = state.stage_counts[0, REQUESTS] / age_s if age_s > 0 else 0.0
         still_s = max(requests / rate if rate > 0 else math.inf, stage.min_s - age_s)
-        reason = f"Not yet shown for {claim.what}: less than {stage.margin:g} times stable's."
+        reason = f"Not ruled out yet: {stage.margin:g} times stable's rate of {claim.what}."
         if math.isfinite(still_s):
-            reason = f"{reason[:-1]}; needs about {requests:,.0f} more candidate requests, {_duration(still_s)}."
+            reason = (
+                f"{reason[:-1]}; needs about {requests:,.0f} more candidate requests, {duration(math.ceil(still_s))}."
+            )
         return wait(reason, requests, still_s)
     if total >= policy.suspicion:
         worst = state.book.metrics[int(np.argmax(state.book.weights * by_metric))]
-        return wait(f"The candidate looks worse, which is not proved: {_counts(state, worst)}.")
+        return wait(f"The candidate looks worse, but this is not proven: {_counts(state, worst)}.")
     judged = np.array([name not in unjudged for name in state.book.metrics])
     kept = np.where(judged, state.book.kept(state.harm, policy.start_share), 0.0)
     if float(kept.max()) >= policy.doubt and age_s < policy.patience * stage.min_s:
         worst = state.book.metrics[int(np.argmax(kept))]
-        return wait(f"Looking longer, as the candidate may be worse: {_counts(state, worst)}.")
+        return wait(f"Extending the stage, as the candidate may be worse: {_counts(state, worst)}.")
     if age_s < stage.min_s:
         return wait(
-            f"Nothing speaks against it; the stage lasts another {_duration(stage.min_s - age_s)}.",
+            f"No sign of harm; the stage lasts another {duration(math.ceil(stage.min_s - age_s))}.",
             0,
             stage.min_s - age_s,
         )
-    shown = "No harm was found" if stage.margin is None else f"Harm of {stage.margin:g} times or more is ruled out"
-    besides = f"; not judged: {', '.join(unjudged)}" if unjudged else ""
-    return Decision(Action.ADVANCE, f"{shown}{besides}.", 0.0, ())
+    found = "No harm found" if stage.margin is None else f"Harm of {stage.margin:g} times or more is ruled out"
+    besides = f"; not judged: {', '.join(map(metric_name, unjudged))}" if unjudged else ""
+    return Decision(Action.ADVANCE, f"{found}{besides}.", 0.0, ())
 
 
 def _unjudged(state: State) -> list[str]:
@@ -164,9 +167,3 @@ def _gathered(state: State, candidate: Floats, stable: Floats) -> str:
         f"scores from {bounds[k]:.2f} to {bounds[k + 1]:.2f}, "
         f"{parts[0][k]:.0%} of {ours.sum():,.0f} on the candidate, {parts[1][k]:.0%} of {theirs.sum():,.0f} on stable"
     )
-
-
-def _duration(seconds: float) -> str:
-    if seconds < 90:
-        return f"{math.ceil(seconds)} s"
-    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"

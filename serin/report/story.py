@@ -367,7 +367,7 @@ def _metrics(rollout: ModelRollout) -> tuple[Interval, ...]:
         known = low is not None or high is not None
         rows.append(
             Interval(
-                name=each.metric,
+                name=judge.metric_name(each.metric),
                 text=words.interval(low, high) if known else "",
                 low=RATIOS.at(low) if low else 0.0,
                 high=RATIOS.at(high) if high is not None and known else 100.0 if known else 0.0,

@@ -7,6 +7,8 @@ from enum import StrEnum
 from serin.judge.policy import SPLIT, JudgeSpec
 from serin.plan import Plan
 from serin.rollout.document import HistoryEntry, MetricEvidence, ModelRollout, Phase, Spec, Status
+from serin.text import count as count
+from serin.text import duration as duration
 
 _DOWN = (Phase.ROLLING_BACK, Phase.ROLLED_BACK, Phase.FAILED)
 
@@ -56,18 +58,6 @@ def sentence(text: str) -> str:
     return line if not line else line[0].upper() + line[1:] + ("" if line[-1] in ".!?…" else ".")
 
 
-def duration(seconds: float) -> str:
-    """Whole seconds below two minutes, then minutes and seconds, then hours and minutes."""
-    whole = max(0, round(seconds))
-    if whole < 120:
-        return f"{whole} s"
-    if whole < 7200:
-        minutes, rest = divmod(whole, 60)
-        return f"{minutes} min {rest} s" if rest else f"{minutes} min"
-    hours, rest = divmod(whole // 60, 60)
-    return f"{hours} h {rest} min" if rest else f"{hours} h"
-
-
 def age(seconds: float) -> str:
     """Short, as kubectl prints it: 45s, 12m, 3h, 8d."""
     for size, unit in ((86400, "d"), (3600, "h"), (60, "m")):
@@ -97,10 +87,6 @@ def interval(low: float | None, high: float | None) -> str:
     if low is None:
         return "not known yet" if high is None else f"at most {ratio(high)} × stable"
     return f"at least {ratio(low)} × stable" if high is None else f"{ratio(low)} to {ratio(high)} × stable"
-
-
-def count(number: int, noun: str) -> str:
-    return f"{number:,} {noun}" if number == 1 else f"{number:,} {noun}s"
 
 
 def stage(plan: Plan, at: Status | HistoryEntry) -> str:

@@ -159,7 +159,7 @@ class Status(Stored):
     candidate_revision: str | None = None
     evidence: tuple[MetricEvidence, ...] = ()
     log10_e: float = Field(0.0, alias="log10E")
-    reason: str = "not looked at yet"
+    reason: str = "queued"
     alert: str | None = None
     needs_requests: int | None = None
     needs_seconds: float | None = None

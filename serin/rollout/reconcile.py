@@ -18,13 +18,14 @@ from serin.judge.policy import ERRORS
 from serin.judge.window import ABANDONED, Window
 from serin.plan import Checks, OnInconclusive, Plan
 from serin.rollout.document import Approval, Check, HistoryEntry, MetricEvidence, Phase, Ratio, Requests, Spec, Status
+from serin.text import count, duration
 
 MAX_RESTARTS: Final = 2
 """A candidate that had to be started again more often than this is not fit to serve."""
 MAX_LOSSES: Final = 5
 """Nor is one that stopped being ready more often than this and came back."""
 CHECKING: Final = "checking the candidate at 0 % traffic"
-STABLE_DOWN: Final = "; stable does not serve"
+STABLE_DOWN: Final = "; stable is not serving"
 """Before the cause: what a reason says of a stable revision that is not there, which is no reason to stop."""
 BY_REQUEST: Final = "promoted by request, outside the judge's guarantee"
 
@@ -118,7 +119,7 @@ def _reconcile(spec: Spec, status: Status, observation: Observation, now: dateti
     status = _counted(status, observation.windows)
     if observation.stable is not None and observation.stable.name == status.candidate_revision:
         if observation.split != 0:
-            return _stay(status, "the candidate is stable now, the gateway has not confirmed it yet")
+            return _stay(status, "the candidate is now stable; the gateway has not confirmed this yet")
         return _move(status, Phase.PROMOTED, now, status.history[-1].reason), ()
     if status.phase is Phase.ROLLING_BACK:
         return _rolling_back(status, observation, now)
@@ -143,7 +144,7 @@ def unwatched(status: Status, reason: str, now: datetime) -> Status:
     """When a look at a rollout failed for `reason`: with traffic it goes back, for nobody watches it; before that,
     and on its way back, it is tried again."""
     if status.stage is None or status.phase is Phase.ROLLING_BACK:
-        return _stay(status, f"trying again after {reason}")[0]
+        return _stay(status, f"retrying after {reason}")[0]
     return _move(status, Phase.ROLLING_BACK, now, f"stopped by {reason}", traffic=0)
 
 
@@ -228,8 +229,8 @@ def _stop_reason(spec: Spec, status: Status, seen: Observation, decision: Decisi
         return f"stopped: {seen.foreign_change}"
     if status.policy_hash != judge.policy_for(spec.effective_plan, spec.judge).hash():
         return (
-            "stopped: plan or judge was changed after the start, by an edit or by a new version's profile; "
-            "create a new rollout instead"
+            "stopped: plan or judge changed after the start, through an edit or a new version's profile; "
+            "create a new rollout"
         )
     if seen.candidate is not None and seen.candidate.failure is not None:
         return f"candidate cannot serve: {seen.candidate.failure}"
@@ -237,7 +238,7 @@ def _stop_reason(spec: Spec, status: Status, seen: Observation, decision: Decisi
         return f"candidate died {seen.candidate.restarts} times"
     if decision is not None and decision.action is Verdict.ROLLBACK:
         gave_up = status.abandoned.candidate
-        return decision.reason + (f" Clients gave up on {gave_up:,} requests to the candidate." if gave_up else "")
+        return decision.reason + (f" Clients abandoned {gave_up:,} requests to the candidate." if gave_up else "")
     return None
 
 
@@ -275,9 +276,9 @@ def _pending(spec: Spec, status: Status, seen: Observation, now: datetime, _: De
     if seen.refusal is not None:
         return _move(status, Phase.FAILED, now, seen.refusal), ()
     if seen.waits_for is not None:
-        return _stay(status, f"waits for rollout {seen.waits_for} of the same service")
+        return _stay(status, f"waiting for rollout {seen.waits_for} of the same service")
     if spec.paused:
-        return _stay(status, "paused before it began")
+        return _stay(status, "paused before it started")
     return (
         _move(
             status,
@@ -296,14 +297,14 @@ def _dark(spec: Spec, status: Status, seen: Observation, now: datetime, _: Decis
     limit_s = spec.effective_plan.start_seconds
     if seen.candidate is not None and seen.candidate.ready:
         if spec.effective_plan.checks is Checks.NONE and status.stable_revision is not None:
-            return _after_checks(spec, status, seen, now, "checks at 0 % are switched off")
+            return _after_checks(spec, status, seen, now, "checks at 0 % traffic are off")
         status = _move(status, Phase.CHECKING, now, CHECKING)
         return status, (RunChecks(candidate=seen.candidate.name, stable=status.stable_revision),)
     if _age_s(status, now) > limit_s:
-        return _roll_back(status, seen, now, f"candidate was not ready after {limit_s:.0f} s")
+        return _roll_back(status, seen, now, f"candidate was not ready after {duration(limit_s)}")
     if seen.candidate is None:
         return status, (CreateCandidate(),)
-    return _stay(status, f"candidate is starting, {_age_s(status, now):.0f} s of at most {limit_s:.0f} s")
+    return _stay(status, f"candidate is starting, {duration(_age_s(status, now))} of at most {duration(limit_s)}")
 
 
 def _checking(spec: Spec, status: Status, seen: Observation, now: datetime, _: Decision | None) -> Step:
@@ -316,11 +317,11 @@ def _checking(spec: Spec, status: Status, seen: Observation, now: datetime, _: D
             told = "; ".join(f"{check.name}: {check.detail}" for check in failed)
             return _roll_back(status, seen, now, f"refused at 0 % traffic: {told}")
         if ready:
-            return _after_checks(spec, status, seen, now, f"{len(seen.checks)} checks passed at 0 % traffic")
+            return _after_checks(spec, status, seen, now, f"{count(len(seen.checks), 'check')} passed at 0 % traffic")
     if _age_s(status, now) > limit_s:
-        return _roll_back(status, seen, now, f"checks at 0 % traffic did not end within {limit_s:.0f} s")
+        return _roll_back(status, seen, now, f"checks at 0 % traffic did not finish within {duration(limit_s)}")
     if seen.candidate is None or not ready:
-        return _stay(status, "candidate is not ready, the checks wait for it")
+        return _stay(status, "candidate is not ready; the checks wait for it")
     return _stay(status, CHECKING, RunChecks(candidate=seen.candidate.name, stable=status.stable_revision))
 
 
@@ -375,7 +376,7 @@ def _waiting(spec: Spec, status: Status, seen: Observation, now: datetime, decis
     if gate is not None:
         return _stay(status, gate)
     if seen.candidate is None or not seen.candidate.ready:
-        return _stay(status, "candidate is not ready, its traffic waits for it")
+        return _stay(status, "candidate is not ready; it gets no traffic until then")
     return _after_checks(spec, status, seen, now, "approved" if spec.approved else "resumed")
 
 
@@ -385,12 +386,12 @@ def _traffic_step(spec: Spec, status: Status, seen: Observation, now: datetime, 
     if seen.candidate is None or not seen.candidate.ready:
         losses = sum(entry.stage is not None and entry.traffic == 0 for entry in status.history)
         if status.traffic != 0 and losses == MAX_LOSSES:
-            return _roll_back(status, seen, now, f"candidate stopped being ready {losses + 1} times")
+            return _roll_back(status, seen, now, f"candidate became unready {losses + 1} times")
         if status.traffic != 0:
-            told = "candidate is not ready: its traffic is with stable until it is back"
+            told = "candidate is not ready; its traffic goes to stable until it recovers"
             status = _move(status, status.phase, now, told, traffic=0)
         elif _age_s(status, now) > plan.start_seconds:
-            return _roll_back(status, seen, now, "candidate stopped being ready and did not come back")
+            return _roll_back(status, seen, now, "candidate became unready and did not recover")
         return status, _split(status, seen, 0)
     stage = status.stage or 0
     wanted = _share(plan, stage)
@@ -412,9 +413,9 @@ def _traffic_step(spec: Spec, status: Status, seen: Observation, now: datetime, 
     left_s = (plan.bake.seconds if phase is Phase.BAKING else plan.stages[stage].min_seconds) - _age_s(status, now)
     if left_s > 0:
         status = status.model_copy(update={"needs_seconds": left_s})
-        return _hold(status, phase, now, said if dry_run else f"healthy at {wanted} %, {left_s:.0f} s left")
+        return _hold(status, phase, now, said if dry_run else f"healthy at {wanted} %, {duration(left_s)} left")
     if phase is Phase.BAKING:
-        healthy = f"healthy at {wanted} % for {plan.bake.seconds:.0f} s"
+        healthy = f"healthy at {wanted} % for {duration(plan.bake.seconds)}"
         return _finish(spec, status, seen, now, said if dry_run else healthy)
     return _enter_stage(plan, status, seen, now, stage + 1, said)
 
@@ -422,7 +423,7 @@ def _traffic_step(spec: Spec, status: Status, seen: Observation, now: datetime, 
 def _inconclusive(plan: Plan, status: Status, seen: Observation, now: datetime, phase: Phase, waiting: str) -> Step:
     if _total_age_s(status, now) <= plan.deadline_seconds:
         return _hold(status, phase, now, waiting)
-    told = f"no decision within {plan.deadline_seconds:.0f} s ({waiting})"
+    told = f"no decision within {duration(plan.deadline_seconds)}: {waiting[:1].lower()}{waiting[1:].rstrip('.')}"
     if plan.on_inconclusive is OnInconclusive.ROLLBACK:
         return _roll_back(status, seen, now, told)
     if plan.on_inconclusive is OnInconclusive.PROMOTE and status.alert is None:
@@ -443,7 +444,7 @@ def _promote(status: Status, seen: Observation, now: datetime, told: str) -> Ste
 
 def _promoting(status: Status, seen: Observation, now: datetime) -> Step:
     if seen.candidate is None or not seen.candidate.ready:
-        return _roll_back(status, seen, now, "candidate stopped being ready at promotion")
+        return _roll_back(status, seen, now, "candidate became unready at promotion")
     return status, (Promote(candidate=seen.candidate.name, stable=status.stable_revision),)
 
 

@@ -153,7 +153,7 @@ def test_a_healthy_candidate_is_promoted_without_a_lost_request(here, models):
         ("errors", "answers: 21 of 21 requests without a valid answer"),
         ("scores", "parity: served scores differ"),
         ("crash", "requests without a valid answer"),
-        ("latency", "checks at 0 % traffic did not end within 3 s"),
+        ("latency", "checks at 0 % traffic did not finish within 3 s"),
         ("slowstart", "candidate was not ready after 3 s"),
     ],
 )
@@ -378,7 +378,7 @@ def test_a_stable_revision_that_cannot_start_is_tried_for_ever_said_and_replaced
         with traffic(platform, models / "1", rate=100):
             rollout = platform.request(models / "2", plan=plan)
             platform.wait(
-                lambda: "stable does not serve" in platform.find(rollout).status.reason, "the reason to say so"
+                lambda: "stable is not serving" in platform.find(rollout).status.reason, "the reason to say so"
             )
             ended = platform.ended(rollout)
         assert ended.status.phase is Phase.PROMOTED, platform.story()

@@ -74,7 +74,7 @@ def test_costs_are_parts_of_the_largest(log: Path, tmp_path: Path) -> None:
     ("lines", "candidate", "said"),
     [
         (["a,0,No", "a,0,Yes"], CANDIDATE, "request a, row 0 has 2 labels"),
-        (["a,0,No"], "churn-00009", "has no request of churn-00009"),
+        (["a,0,No"], "churn-00009", "has no requests of churn-00009"),
     ],
 )
 def test_what_cannot_be_joined_is_refused(
@@ -98,7 +98,7 @@ def test_files_that_are_something_else_are_refused(log: Path, tmp_path: Path) ->
     nothing.write_text("name,value\nx,1\n")
     with pytest.raises(UserError, match="has no column request_id, label"):
         found(log, nothing)
-    with pytest.raises(UserError, match="is no directory"):
+    with pytest.raises(UserError, match="is not a directory"):
         found(nothing, nothing)
 
 

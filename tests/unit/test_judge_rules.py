@@ -54,7 +54,7 @@ def test_a_candidate_like_stable_advances_when_every_claim_is_shown() -> None:
     assert first.action is Action.WAIT
     assert first.needs_requests is not None
     assert first.needs_s is not None
-    assert first.reason.startswith("Not yet shown for latency above p99: less than 5 times stable's; needs about")
+    assert first.reason.startswith("Not ruled out yet: 5 times stable's rate of latency above p99; needs about")
     done = said(feed(early, 400, seed=2))
     assert done.action is Action.ADVANCE, done.reason
     assert "Harm of 5 times or more is ruled out" in done.reason
@@ -65,7 +65,7 @@ def test_a_stage_lasts_its_minimum_even_when_everything_is_shown() -> None:
     state = feed(taught(), 30, rps=4000)
     waiting = said(state)
     assert waiting.action is Action.WAIT
-    assert "Nothing speaks against it" in waiting.reason
+    assert "No sign of harm" in waiting.reason
     assert waiting.needs_s == pytest.approx(60 - 30, abs=1)
     assert decide(state, 61.0).action is Action.ADVANCE
 
@@ -168,7 +168,7 @@ def test_what_is_not_reported_never_blocks_unless_it_is_required() -> None:
             break
     decision = said(state)
     assert decision.action is Action.ADVANCE, decision.reason
-    assert "not judged: rejected, latency, scores" in decision.reason
+    assert "not judged: client errors, latency, scores" in decision.reason
     assert [each.metric for each in decision.evidence if each.judged] == ["errors", "split"]
     held = decide(required, 5000.0)
     assert (held.action, held.reason) == (
@@ -179,7 +179,7 @@ def test_what_is_not_reported_never_blocks_unless_it_is_required() -> None:
 
 def test_unreported_metrics_are_never_looked_at_for_longer() -> None:
     state = feed(taught(Policy(scores=ScoreMetric(expected=Scores.DIFFERENT))), 59, rps=6000, seed=9)
-    assert "Looking longer" not in decide(state, 61.0).reason
+    assert "Extending the stage" not in decide(state, 61.0).reason
 
 
 def test_suspicion_waits_and_patience_ends() -> None:
@@ -190,7 +190,7 @@ def test_suspicion_waits_and_patience_ends() -> None:
     assert decide(state, 301.0).action is Action.ADVANCE
     worse = feed(state, 40, rps=2000, rate=0.016, seed=5)
     suspected = decide(worse, 301.0)
-    assert (suspected.action, "not proved" in suspected.reason) == (Action.WAIT, True)
+    assert (suspected.action, "not proven" in suspected.reason) == (Action.WAIT, True)
 
 
 @pytest.mark.parametrize("silent_from", [1, 30])
@@ -216,7 +216,7 @@ def test_stables_latencies_alone_do_not_show_that_the_candidate_is_fast_enough()
     decision = decide(state, 200.0)
     safe = {each.metric: each.safe for each in decision.evidence}
     assert (decision.action, safe["errors"], safe["latency"]) == (Action.WAIT, True, False)
-    assert decision.reason == "Not yet shown for latency above p99: not both revisions report latency now."
+    assert decision.reason == "Harm is not ruled out yet: one revision is not reporting latency."
 
 
 @pytest.mark.parametrize("shares", [0.05, 0.5])
@@ -236,7 +236,7 @@ def test_a_dry_run_only_says_what_it_would_do() -> None:
     state = feed(taught(policy), 20, rate=1.0)
     decision = decide(state, 21.0)
     assert decision.action is Action.WAIT
-    assert decision.reason.startswith("Dry run, would rollback: The candidate does harm: errors")
+    assert decision.reason.startswith("Dry run, would rollback: The candidate is harmful: errors")
     assert decision.blamed == "errors"
     assert decide(state, 61.0).action is Action.ADVANCE
 
@@ -246,7 +246,7 @@ def test_the_bake_passes_by_time_alone_and_still_rolls_back() -> None:
     quiet = observe(taught(policy), window(1, arm(1), arm(99, 1), share=0.99))
     assert decide(quiet, 20.0).action is Action.WAIT
     done = decide(quiet, 5 * 30 + 2.0)
-    assert (done.action, done.reason.startswith("No harm was found")) == (Action.ADVANCE, True)
+    assert (done.action, done.reason.startswith("No harm found")) == (Action.ADVANCE, True)
     burning = quiet
     for k in range(2, 30):
         burning = observe(burning, window(k, arm(10), arm(990, 300), share=0.99))

@@ -245,7 +245,7 @@ def test_of_one_service_only_the_oldest_acts(world: World) -> None:
     world.api.add({**SPEC, "candidate": {"storageUri": "v4"}}, "churn-4")
     world.until("Progressing")
     second = objects.rollouts("serving", "churn-4")
-    assert world.status(second)["reason"] == "waits for rollout churn-3 of the same service"
+    assert world.status(second)["reason"] == "waiting for rollout churn-3 of the same service"
     world.until("Promoted", path=second)
     assert world.status()["phase"] == "Promoted"
     assert world.fake.settle().traffic() == {"r4": 100}
@@ -435,7 +435,7 @@ def test_a_rollout_that_could_not_be_watched_waits_and_says_why(world: World) ->
     world.api.add(SPEC)
     world.round()
     assert world.status()["phase"] == "Pending"
-    assert world.status()["reason"] == "waits until it can be watched: Prometheus at http://p: nobody scrapes"
+    assert world.status()["reason"] == "waiting until it can be watched: Prometheus at http://p: nobody scrapes"
     assert world.fake.percent is None
     world.gateway.blind = None
     world.until("Promoted")

@@ -191,7 +191,7 @@ def test_after_full_traffic_the_way_back_is_zero_first() -> None:
 def test_a_candidate_that_never_starts_is_taken_back_without_a_request() -> None:
     cluster = Cluster(promoted(delay=lambda model: NEVER if model == "v3" else 0), rollout())
     status = cluster.run()
-    assert (status.phase, status.reason) == (Phase.ROLLED_BACK, "candidate was not ready after 120 s")
+    assert (status.phase, status.reason) == (Phase.ROLLED_BACK, "candidate was not ready after 2 min")
     assert (cluster.served(), cluster.model()) == ({"r2", "r4"}, {"v2"})
 
 
@@ -424,7 +424,7 @@ def test_a_service_that_is_changing_is_waited_for() -> None:
     for _ in range(4):
         cluster.tick()
     assert cluster.status.phase is Phase.PENDING
-    assert "waits until InferenceService churn is settled" in cluster.status.reason
+    assert "waiting until InferenceService churn is settled" in cluster.status.reason
     assert cluster.run().phase is Phase.PROMOTED
 
 

@@ -202,7 +202,7 @@ def test_failed_checks_refuse_it_at_0_percent():
 def test_checks_that_do_not_end():
     here = world()
     here.results = None
-    assert here.until(Phase.ROLLED_BACK).reason == "checks at 0 % traffic did not end within 30 s"
+    assert here.until(Phase.ROLLED_BACK).reason == "checks at 0 % traffic did not finish within 30 s"
 
 
 def test_checks_are_asked_for_again_after_a_restart():
@@ -225,7 +225,7 @@ def test_a_candidate_that_died_after_its_checks_gets_no_traffic_before_it_is_bac
 def test_checks_can_be_switched_off():
     here = world(checks=Checks.NONE)
     status = here.until(Phase.PROGRESSING, ticks=4)
-    assert status.checks == () and "switched off" in status.reason
+    assert status.checks == () and "checks at 0 % traffic are off" in status.reason
 
 
 def test_a_split_nobody_asked_for_is_taken_back_before_the_first_stage():
@@ -362,7 +362,7 @@ def test_a_candidate_that_comes_and_goes_does_not_do_so_for_ever(paused):
         here.starts = True
         here.settle()
         here.tick()
-    assert here.until(Phase.ROLLED_BACK, ticks=4).reason == "candidate stopped being ready 6 times"
+    assert here.until(Phase.ROLLED_BACK, ticks=4).reason == "candidate became unready 6 times"
 
 
 @pytest.mark.parametrize("paused", [False, True])
@@ -372,7 +372,7 @@ def test_a_candidate_that_does_not_come_back(paused):
     here.change(paused=paused)
     here.tick()
     here.candidate, here.starts = replace(here.candidate, ready=False), False
-    assert here.until(Phase.ROLLED_BACK).reason == "candidate stopped being ready and did not come back"
+    assert here.until(Phase.ROLLED_BACK).reason == "candidate became unready and did not recover"
 
 
 def test_a_candidate_that_dies_at_promotion():
@@ -381,7 +381,7 @@ def test_a_candidate_that_dies_at_promotion():
     while here.status.traffic != 100:
         _, here.status, _ = here.decide()  # the promotion is asked for and lost
     here.candidate, here.starts = replace(here.candidate, ready=False), False
-    assert here.until(Phase.ROLLED_BACK, ticks=4).reason == "candidate stopped being ready at promotion"
+    assert here.until(Phase.ROLLED_BACK, ticks=4).reason == "candidate became unready at promotion"
 
 
 def test_a_promotion_that_was_lost_is_asked_for_again():
@@ -412,7 +412,7 @@ def inconclusive(**changes) -> World:
 def test_a_deadline_holds_and_asks_for_a_person():
     here = inconclusive()
     status = here.until(Phase.WAITING)
-    assert "no decision within 300 s" in status.reason and status.reason.endswith("promote or abort it")
+    assert "no decision within 5 min" in status.reason and status.reason.endswith("promote or abort it")
     assert here.split == 5
     history = here.status.history
     for _ in range(20):
@@ -431,7 +431,7 @@ def test_a_deadline_that_held_goes_on_once_there_is_evidence():
 
 def test_a_deadline_may_roll_back():
     here = inconclusive(on_inconclusive=OnInconclusive.ROLLBACK)
-    assert "no decision within 300 s" in here.until(Phase.ROLLED_BACK).reason
+    assert "no decision within 5 min" in here.until(Phase.ROLLED_BACK).reason
 
 
 def test_a_deadline_may_promote():
@@ -467,7 +467,7 @@ def test_a_candidate_nobody_can_watch_goes_back():
     tried = unwatched(here.status, "OSError: disk full", here.now)
     assert (tried.phase, tried.reason, tried.history) == (
         Phase.CHECKING,
-        "trying again after OSError: disk full",
+        "retrying after OSError: disk full",
         here.status.history,
     )
     here.until(Phase.PROGRESSING)
@@ -481,7 +481,7 @@ def test_an_edited_policy_stops_it():
     here = world()
     here.until(Phase.PROGRESSING)
     here.change(judge=JudgeSpec(alpha=0.2))
-    assert "plan or judge was changed" in here.until(Phase.ROLLED_BACK, ticks=4).reason
+    assert "plan or judge changed" in here.until(Phase.ROLLED_BACK, ticks=4).reason
 
 
 def test_a_foreign_change_stops_it():
@@ -505,8 +505,8 @@ def test_a_dry_run_goes_by_time_alone_and_records_once_what_it_would_have_done()
     status = here.until(Phase.PROMOTED)
     recorded = [entry for entry in status.history if entry.at == status.would_roll_back_at]
     assert [(entry.phase, entry.traffic) for entry in recorded] == [(Phase.PROGRESSING, 5)]
-    assert recorded[0].reason.startswith("Dry run, would rollback: The candidate does harm: errors")
-    assert status.reason.startswith("Dry run, would rollback: The candidate does harm: errors")
+    assert recorded[0].reason.startswith("Dry run, would rollback: The candidate is harmful: errors")
+    assert status.reason.startswith("Dry run, would rollback: The candidate is harmful: errors")
     began = next(entry.at for entry in status.history if entry.traffic == 5)
     passed = next(entry.at for entry in status.history if entry.traffic == 25)
     assert 10 <= (passed - began).total_seconds() <= 13
@@ -517,7 +517,7 @@ def test_a_dry_run_of_a_healthy_candidate_records_nothing_besides():
     status = here.until(Phase.PROMOTED)
     assert status.would_roll_back_at is None
     assert len(status.history) == 8
-    assert status.reason.startswith("Dry run, would advance: No harm was found")
+    assert status.reason.startswith("Dry run, would advance: No harm found")
 
 
 def test_an_alert_about_the_split_does_not_hold_a_dry_run(monkeypatch):
@@ -533,7 +533,7 @@ def test_an_alert_about_the_split_does_not_hold_a_dry_run(monkeypatch):
     )
     status = here.until(Phase.PROMOTED)
     assert status.alert is not None
-    assert "does not get its share" in status.alert
+    assert "does not get its planned traffic" in status.alert
 
 
 def test_a_dry_run_still_takes_a_dying_candidate_back():

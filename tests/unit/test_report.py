@@ -160,8 +160,8 @@ def test_ratios_are_shown_in_words_and_on_the_axis(promoted):
     assert "at least 4.2 × stable" in page.text
     rows = {row.name: row for row in tell(rollout, []).metrics}
     assert rows["errors"].low + rows["errors"].high == pytest.approx(100)
-    assert (rows["latency"].low, rows["rejected"].high) == (0, 100)
-    assert rows["scores"].low == rows["scores"].high and rows["rejected"].remark == "harm"
+    assert (rows["latency"].low, rows["client errors"].high) == (0, 100)
+    assert rows["scores"].low == rows["scores"].high and rows["client errors"].remark == "harm"
 
 
 def test_hostile_words_stay_words(promoted):

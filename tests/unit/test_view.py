@@ -140,8 +140,8 @@ def test_plain_lines_tell_every_step_once_and_progress_every_five_seconds(storie
 
 
 def test_plain_says_at_once_why_nothing_has_begun():
-    waiting = Status(reason="waits for rollout churn-1 of the same service")
-    assert plain(None, waiting, since_s=0) == ["  Pending: Waits for rollout churn-1 of the same service."]
+    waiting = Status(reason="waiting for rollout churn-1 of the same service")
+    assert plain(None, waiting, since_s=0) == ["  Pending: Waiting for rollout churn-1 of the same service."]
     assert plain(waiting, waiting, since_s=4) == []
     assert plain(waiting, waiting, since_s=5) != []
 

@@ -114,7 +114,7 @@ def unrest(service: Service) -> str | None:
     if service.settled:
         return None
     return (
-        f"waits until InferenceService {service.name} is settled (created {service.created or 'none'}, "
+        f"waiting until InferenceService {service.name} is settled (created {service.created or 'none'}, "
         f"ready {service.ready or 'none'}, rolled out {service.rolled_out or 'none'})"
     )
 

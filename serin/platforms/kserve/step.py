@@ -16,6 +16,7 @@ from serin.platforms.kserve.measure import Measured, measure
 from serin.platforms.kserve.service import Service
 from serin.rollout.document import Check, ModelRollout, Phase, Status
 from serin.rollout.reconcile import Action, reconcile
+from serin.text import duration
 
 BLIND_S: Final = 60.0
 """A candidate that nobody can watch loses its traffic after this time."""
@@ -90,7 +91,7 @@ def _waits(rollout: ModelRollout, seen: Seen) -> str | None:
     if rollout.status.phase is not Phase.PENDING or seen.service is None or seen.waits_for is not None or ending:
         return None
     if seen.blind is not None:
-        return f"waits until it can be watched: {seen.blind}"
+        return f"waiting until it can be watched: {seen.blind}"
     return choreography.unrest(seen.service)
 
 
@@ -109,4 +110,4 @@ def _blind(status: Status, measured: Measured | None, now: datetime) -> str | No
         return None
     last_s = measured.at_s if measured is not None else status.entered_at.timestamp()
     blind_s = abs(now.timestamp() - last_s)  # a clock that was set back is no excuse
-    return f"the counters could not be read for {blind_s:.0f} s" if blind_s > BLIND_S else None
+    return f"the counters could not be read for {duration(blind_s)}" if blind_s > BLIND_S else None
