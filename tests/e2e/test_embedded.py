@@ -301,8 +301,12 @@ def test_the_end_of_one_model_server_costs_no_user_an_answer_and_is_held_against
         for revision in revisions.values():
             both_serve(here, revision)
         for turn in range(2):  # the second at the moment at which the first one is back
-            os.kill(here.servers(revisions[victim])[turn], signal.SIGKILL)
-            here.wait(lambda: len(here.servers(revisions[victim])) == 2, "another server")
+            before = here.servers(revisions[victim])
+            os.kill(before[turn], signal.SIGKILL)
+            here.wait(
+                lambda before=before: before != (now := here.servers(revisions[victim])) and len(now) == 2,
+                "another server",
+            )
             both_serve(here, revisions[victim])
         here.wait(lambda: getattr(here.find(rollout).status.errors, victim), "the retried requests as errors")
         here.platform.patch_spec(rollout.metadata.name, abort=True)
