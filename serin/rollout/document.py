@@ -47,7 +47,10 @@ class Concurrency(StrEnum):
 
 
 class EnvVar(Document):
-    name: str
+    """A setting of the model server. What changes how its program itself is found or loaded (PATH, PYTHONPATH,
+    LD_PRELOAD and the like) is none: those are for a whole `predictor`, by who may patch the service."""
+
+    name: Annotated[str, Field(pattern=r"^(SERIN_[A-Z0-9_]+|(OMP|OPENBLAS|MKL)_NUM_THREADS|TZ|LOG_LEVEL)$")]
     value: str
 
 

@@ -50,10 +50,12 @@ def account(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_the_deploy_step_may_ask_for_rollouts_and_look_and_nothing_else() -> None:
-    allowed = [(verb, ROLLOUTS) for verb in ("get", "list", "create")] + [("get", SERVICES)]
+    allowed = [(verb, ROLLOUTS) for verb in ("get", "list", "create")]
+    allowed += [(verb, f"{SERVICES}/churn") for verb in ("get", "patch")]
     refused = [
         *((verb, ROLLOUTS) for verb in ("watch", "patch", "update", "delete")),
-        *((verb, SERVICES) for verb in ("list", "create", "patch", "delete")),
+        *((verb, SERVICES) for verb in ("list", "create", "delete")),
+        *((verb, f"{SERVICES}/another") for verb in ("get", "patch")),
         ("get", "secrets"),
         ("list", "pods"),
     ]

@@ -223,7 +223,7 @@ def test_reading_goes_on_where_something_is_refused_or_silent() -> None:
     found = read(api, "serving")
     assert found.stats == {POD: None}
     assert isinstance(found.answers["storage classes"], Refused) and isinstance(found.controllers, Refused)
-    assert [right[0] for right, allowed in found.yours.items() if not allowed] == ["patch"]
+    assert [right[0] for right, allowed in found.yours.items() if not allowed] == ["patch", "patch"]
     assert {each["spec"]["resourceAttributes"]["namespace"] for each in api.reviews} == {"serving"}
     assert sum(each.verdict is Verdict.FIX for each in findings(found, NOW)) > 5
 

@@ -21,10 +21,10 @@ def variable(name: str, value: str) -> dict[str, str]:
 
 
 def test_a_digest_is_part_of_the_candidate() -> None:
-    given = Candidate(storage_uri="s3://models/2", digest="sha256:2", env=(EnvVar(name="A", value="2"),))
+    given = Candidate(storage_uri="s3://models/2", digest="sha256:2", env=(EnvVar(name="SERIN_A", value="2"),))
     kept = variable("B", "1")
-    wanted = [kept, variable("A", "2"), variable(DIGEST, "sha256:2")]
-    assert env(given, variable("A", "1"), kept, variable(DIGEST, "sha256:1")) == wanted
+    wanted = [kept, variable("SERIN_A", "2"), variable(DIGEST, "sha256:2")]
+    assert env(given, variable("SERIN_A", "1"), kept, variable(DIGEST, "sha256:1")) == wanted
     assert candidate_predictor(None, given)["model"]["env"] == wanted[1:]
 
 

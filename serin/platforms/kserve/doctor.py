@@ -28,7 +28,10 @@ RUNTIME: Final = "serin-onnx"
 KOURIER: Final = "kourier.ingress.networking.knative.dev"
 CONTROLLER: Final = f"system:serviceaccount:{CONTROLLER_NAMESPACE}:serin-controller"
 _KSERVE: Final = "serving.kserve.io"
-PEOPLE_NEED: Final = (("create", GROUP, PLURAL), ("patch", GROUP, PLURAL), ("get", _KSERVE, "inferenceservices"))
+PEOPLE_NEED: Final = (
+    *((verb, GROUP, PLURAL) for verb in ("create", "patch")),
+    *((verb, _KSERVE, "inferenceservices") for verb in ("get", "patch")),
+)
 CONTROLLER_NEEDS: Final = (
     *((verb, GROUP, PLURAL) for verb in ("get", "list", "watch", "patch")),
     ("update", GROUP, f"{PLURAL}/status"),
