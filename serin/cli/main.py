@@ -28,6 +28,7 @@ from serin.cli.judge import commands as judge_commands
 from serin.cli.target import connected, pass_platform, remembered, rollout_argument, rollout_named, said
 from serin.errors import TryAgain, UserError
 from serin.load import Losses
+from serin.model.files import regular_files
 from serin.plan import PROFILES, Checks, OnInconclusive, Plan, Stage
 from serin.platforms import connect
 from serin.platforms.embedded import client, processes
@@ -180,6 +181,8 @@ def release_command(
 ) -> None:
     """Release a model directory as a canary and watch until it ends."""
     home = _home(context)
+    if model_folder.is_dir():
+        regular_files(model_folder.resolve())
     model.verify(model_folder.resolve())
     digest = model.digest(model_folder)
     document: dict[str, object] = {

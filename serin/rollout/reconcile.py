@@ -48,8 +48,8 @@ class Observation:
     `candidate` is the revision this rollout asked for, None before it exists and after it is gone. `split` is the
     candidate's percent of traffic that the gateway confirms. `windows` are those closed since the last call.
     `checks` are the results at 0 % traffic, None until they are in. `refusal` is why the platform cannot start
-    (yours to fix), `waits_for` an older rollout of the same service, `superseded_by` a newer one, `foreign_change`
-    what somebody else changed about the service meanwhile.
+    (yours to fix), `preparing` what it has to do before it can, `waits_for` an older rollout of the same service,
+    `superseded_by` a newer one, `foreign_change` what somebody else changed about the service meanwhile.
     """
 
     stable: Revision | None = None
@@ -58,6 +58,7 @@ class Observation:
     windows: tuple[Window, ...] = ()
     checks: tuple[Check, ...] | None = None
     refusal: str | None = None
+    preparing: str | None = None
     waits_for: str | None = None
     superseded_by: str | None = None
     foreign_change: str | None = None
@@ -279,6 +280,8 @@ def _pending(spec: Spec, status: Status, seen: Observation, now: datetime, _: De
         return _stay(status, f"waiting for rollout {seen.waits_for} of the same service")
     if spec.paused:
         return _stay(status, "paused before it started")
+    if seen.preparing is not None:
+        return _stay(status, seen.preparing)
     return (
         _move(
             status,

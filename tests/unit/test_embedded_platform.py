@@ -1,8 +1,15 @@
 """What the embedded platform writes down for a rollout, and what it tells about it."""
 
+import errno
+import os
+import re
 import shutil
+import socket
+import stat
 from collections.abc import Callable
+from datetime import UTC, datetime
 from pathlib import Path
+from types import SimpleNamespace
 
 import embedded
 import pytest
@@ -12,10 +19,12 @@ from hypothesis import strategies as st
 from serin import model
 from serin.errors import UserError
 from serin.platforms import connect
-from serin.platforms.embedded.platform import EmbeddedPlatform, Gateway, fetch
+from serin.platforms.embedded import takeover
+from serin.platforms.embedded.platform import EmbeddedPlatform, Gateway
 from serin.platforms.embedded.store import RevisionRecord, Server, Service, Store
+from serin.platforms.embedded.takeover import TakeOvers, remove_leftovers, take_over
 from serin.rollout.document import Candidate, Concurrency, EnvVar, Metadata, ModelRollout, Phase, Spec, Status
-from serin.rollout.reconcile import CreateCandidate, Discard, Promote, RunChecks, SetSplit
+from serin.rollout.reconcile import CreateCandidate, Discard, Promote, RunChecks, SetSplit, reconcile
 from serin.rollout.turns import active_rollouts
 
 STABLE, FIRST, SECOND = "churn-predictor-00001", "churn-predictor-00002", "churn-predictor-00003"
@@ -45,6 +54,14 @@ def rollout(name: str, folder: Path, *, service: str = "churn", **changes: objec
 # models
 
 
+def fetch(store: Store, candidate: Candidate) -> str:
+    return take_over(store.home, candidate, lambda _: None)
+
+
+def at_once(store: Store) -> TakeOvers:
+    return TakeOvers(store.home, start=lambda job: job())
+
+
 def test_a_model_is_copied_checked_and_kept(store, folder):
     for uri in (str(folder), folder.as_uri()):
         digest = fetch(store, Candidate(storage_uri=uri, digest=model.digest(folder)))
@@ -65,14 +82,14 @@ def damaged(folder: Path, target: Path, damage: Callable[[Path], object]) -> Pat
         (lambda root: (root / model.MODEL_FILE).unlink(), "model/model.onnx is missing"),
         (lambda root: (root / "model" / "extra.pkl").write_bytes(b""), "model/extra.pkl was added after export"),
         (lambda root: (root / model.DIGESTS_FILE).unlink(), "not a model directory"),
-        (lambda root: ((root / model.SIGNATURE_FILE).unlink(), model.seal(root)), "cannot be imported"),
-        (lambda root: ((root / model.SIGNATURE_FILE).write_text("{}"), model.seal(root)), "cannot be imported"),
+        (lambda root: ((root / model.SIGNATURE_FILE).unlink(), model.seal(root)), "cannot be taken over"),
+        (lambda root: ((root / model.SIGNATURE_FILE).write_text("{}"), model.seal(root)), "cannot be taken over"),
     ],
 )
 def test_a_damaged_model_is_refused_by_name(store, folder, tmp_path, damage, why):
     with pytest.raises(UserError, match=why):
         fetch(store, Candidate(storage_uri=str(damaged(folder, tmp_path / "bad", damage))))
-    assert not (store.home / "models").exists()
+    assert not any((store.home / "models").glob("*"))
 
 
 @pytest.mark.parametrize(
@@ -87,6 +104,111 @@ def test_a_damaged_model_is_refused_by_name(store, folder, tmp_path, damage, why
 def test_what_cannot_be_released_says_why(store, folder, changes, why):
     with pytest.raises(UserError, match=why):
         fetch(store, Candidate(**{"storage_uri": str(folder)} | changes))
+
+
+def link_out(root: Path) -> None:
+    (root / model.MODEL_FILE).unlink()
+    (root / model.MODEL_FILE).symlink_to("/etc/passwd")
+
+
+def loop(root: Path) -> None:
+    (root / "model" / "again").symlink_to("..")
+
+
+def hole(root: Path) -> None:
+    with (root / model.MODEL_FILE).open("r+b") as file:
+        file.truncate(2**40)
+
+
+def crowd(root: Path) -> None:
+    for number in range(1001):
+        (root / "meta" / f"{number}").touch()
+
+
+def bind(root: Path) -> None:
+    with socket.socket(socket.AF_UNIX) as listening:
+        listening.bind(os.path.relpath(root / "meta" / "s"))
+
+
+@pytest.mark.parametrize(
+    ("damage", "why"),
+    [
+        (link_out, r"model/model\.onnx is a symbolic link"),
+        (loop, "model/again is a symbolic link"),
+        (hole, r"file model/model\.onnx is sparse"),
+        (crowd, "more than 1,000 files"),
+        (lambda root: os.mkfifo(root / "model" / "pipe"), "model/pipe is a named pipe"),
+        (bind, "meta/s is a socket"),
+        (
+            lambda root: os.mknod(root / "model" / "zero", 0o666 | stat.S_IFCHR, os.makedev(1, 5)),
+            "model/zero is a device",
+        ),
+    ],
+)
+def test_what_is_no_plain_file_is_refused_before_anything_is_copied(store, folder, tmp_path, damage, why):
+    try:
+        bad = damaged(folder, tmp_path / "bad", damage)
+    except PermissionError:
+        pytest.skip("only root can make a device file")
+    with pytest.raises(UserError, match=why):
+        fetch(store, Candidate(storage_uri=str(bad)))
+    assert not (store.home / "models").exists()
+
+
+def test_a_model_that_does_not_fit_on_the_disk_is_refused_before_anything_is_copied(store, folder, monkeypatch):
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=2**20))
+    with pytest.raises(UserError, match="only 1 MB are free"):
+        fetch(store, Candidate(storage_uri=str(folder)))
+    assert not any((store.home / "models").iterdir())
+
+
+def test_a_copy_that_failed_or_was_never_finished_leaves_nothing(store, folder, monkeypatch):
+    partial = store.home / "models" / "0123.partial"
+    partial.mkdir(parents=True)
+    (partial / "half").touch()
+    remove_leftovers(store.home)
+    assert not partial.exists()
+
+    def full(_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(UserError, match=r"cannot be taken over.*No space left"):
+        fetch(store, Candidate(storage_uri=str(folder)))
+    assert not any((store.home / "models").iterdir())
+
+
+def test_a_copy_becomes_a_model_only_when_its_digests_are_right(store, folder, monkeypatch):
+    """The source changes between its own check and the copy."""
+    monkeypatch.setattr(takeover, "_copy", lambda source, target, size: iter([target.write_bytes(b"other")]))
+    with pytest.raises(UserError, match="partial"):
+        fetch(store, Candidate(storage_uri=str(folder)))
+    assert not any((store.home / "models").iterdir())
+
+
+def test_a_model_is_taken_over_beside_the_loop_once_and_that_is_said(store, folder):
+    jobs: list[Callable[[], None]] = []
+    platform = EmbeddedPlatform(store, TakeOvers(store.home, start=jobs.append))
+    wanted = rollout("r", folder)
+    for _ in range(3):
+        seen = platform.observe(wanted, Gateway())
+        status, actions = reconcile(wanted.spec, wanted.status, seen, datetime.now(UTC))
+        assert (status.phase, actions) == (Phase.PENDING, ()) and "taken over" in status.reason
+    platform.apply(wanted, CreateCandidate())
+    assert store.service("churn", "default") is None, "there is no model to start yet"
+    assert len(jobs) == 1
+    jobs[0]()
+    seen = platform.observe(wanted, Gateway())
+    assert reconcile(wanted.spec, wanted.status, seen, datetime.now(UTC))[0].phase is Phase.DARK
+    platform.apply(wanted, CreateCandidate())
+    assert service(store).candidate == "churn-predictor-00001"
+
+
+def test_how_far_a_model_is_taken_over_is_told_in_bytes(store, folder):
+    told: list[str] = []
+    take_over(store.home, Candidate(storage_uri=str(folder)), told.append)
+    assert any(re.fullmatch(r"taking over the model: \d+ of \d+ MB", each) for each in told)
+    assert told[-1].startswith("checking the model")
 
 
 def test_a_copy_that_was_damaged_later_is_noticed(store, folder):
@@ -148,7 +270,7 @@ def with_stable(store: Store, folder: Path) -> EmbeddedPlatform:
         )
     )
     store.save_service(Service("default", "churn", STABLE, None, None, 0, 1))
-    return EmbeddedPlatform(store)
+    return EmbeddedPlatform(store, at_once(store))
 
 
 def service(store: Store) -> Service:
@@ -252,8 +374,8 @@ def test_an_observation_tells_what_the_gateway_confirms(store, folder):
 def test_a_model_that_cannot_be_had_refuses_a_rollout_before_it_begins(store, folder):
     platform = with_stable(store, folder)
     assert "not a model directory" in platform.observe(rollout("r", Path("/nothing")), Gateway()).refusal
-    assert platform.observe(rollout("r", folder), Gateway()).refusal is None
-    waiting = platform.observe(rollout("r", Path("/nothing")), Gateway(), waits_for="older")
+    assert platform.observe(rollout("r2", folder), Gateway()).refusal is None
+    waiting = platform.observe(rollout("r3", Path("/nothing")), Gateway(), waits_for="older")
     assert (waiting.refusal, waiting.waits_for) == (None, "older")
 
 

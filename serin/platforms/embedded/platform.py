@@ -6,18 +6,13 @@ processes and routes follow.
 """
 
 import dataclasses
-import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
-from typing import Final
-from urllib.parse import unquote, urlparse
 
-from serin import model
-from serin.errors import UserError
 from serin.judge.window import Window
 from serin.platforms.embedded.store import RevisionRecord, Service, Store
-from serin.rollout.document import Candidate, Check, ModelRollout, Phase
+from serin.platforms.embedded.takeover import TakeOver, TakeOvers, model_folder
+from serin.rollout.document import Check, ModelRollout, Phase
 from serin.rollout.reconcile import (
     Action,
     CreateCandidate,
@@ -29,9 +24,6 @@ from serin.rollout.reconcile import (
     SetSplit,
 )
 
-RUNTIMES: Final[dict[str, str]] = {"serin-onnx": "predictor", "serin-drill": "predictor.drill"}
-"""The program behind each runtime: a Python module that takes the predictor's arguments."""
-
 
 @dataclass(frozen=True, slots=True)
 class Gateway:
@@ -41,47 +33,10 @@ class Gateway:
     splits: Mapping[tuple[str, str], int] = field(default_factory=dict)
 
 
-def model_folder(store: Store, digest: str) -> Path:
-    return store.home / "models" / digest.removeprefix("sha256:")[:16]
-
-
-def fetch(store: Store, candidate: Candidate) -> str:
-    """Bring the candidate's model into the platform's own storage, checked; return its digest.
-
-    Raises `UserError` when runtime, address or digest is wrong, or the files cannot be read or copied.
-    """
-    if candidate.runtime not in RUNTIMES:
-        raise UserError(f"There is no runtime {candidate.runtime}; known: {', '.join(RUNTIMES)}.")
-    if candidate.storage_uri is None:
-        raise UserError("The embedded platform releases models, not predictors; set candidate.storageUri.")
-    source = _local_path(candidate.storage_uri)
-    try:
-        model.verify(source, candidate.digest)
-        digest = model.digest(source)
-        folder = model_folder(store, digest)
-        if not folder.exists():
-            partial = folder.with_name(folder.name + ".partial")
-            shutil.rmtree(partial, ignore_errors=True)
-            shutil.copytree(source, partial)
-            partial.rename(folder)
-        model.verify(folder, digest)
-    except (OSError, ValueError) as error:
-        raise UserError(f"Model {source} cannot be imported: {error}") from error
-    return digest
-
-
-def _local_path(uri: str) -> Path:
-    parsed = urlparse(uri)
-    if parsed.scheme == "file":
-        return Path(unquote(parsed.path))
-    if parsed.scheme:
-        raise UserError(f"storageUri {uri}: the embedded platform reads file:// and plain paths only.")
-    return Path(uri)
-
-
 class EmbeddedPlatform:
-    def __init__(self, store: Store) -> None:
+    def __init__(self, store: Store, takeovers: TakeOvers) -> None:
         self._store = store
+        self._takeovers = takeovers
 
     def observe(
         self,
@@ -95,12 +50,9 @@ class EmbeddedPlatform:
         namespace, name = rollout.metadata.namespace, rollout.spec.service
         service = self._store.service(name, namespace)
         ours = service is not None and service.rollout == rollout.metadata.name
-        refusal = None
-        if rollout.status.phase is Phase.PENDING and waits_for is None:
-            try:
-                fetch(self._store, rollout.spec.candidate)
-            except UserError as error:
-                refusal = str(error)
+        taken = TakeOver()
+        if waits_for is None and self._needs_model(rollout, service if ours else None):
+            taken = self._takeovers.look(rollout)
         checks = self._store.checks(rollout)
         return Observation(
             stable=self._revision(namespace, service.stable, gateway) if service and service.stable else None,
@@ -110,10 +62,15 @@ class EmbeddedPlatform:
             split=gateway.splits.get((namespace, name), 0),
             windows=windows,
             checks=tuple(Check.model_validate(check) for check in checks["checks"]) if checks else None,
-            refusal=refusal,
+            refusal=taken.refusal,
+            preparing=taken.progress,
             waits_for=waits_for,
             superseded_by=superseded_by,
         )
+
+    def _needs_model(self, rollout: ModelRollout, service: Service | None) -> bool:
+        phase = rollout.status.phase
+        return phase is Phase.PENDING or (phase is Phase.DARK and (service is None or service.candidate is None))
 
     def _revision(self, namespace: str, name: str, gateway: Gateway) -> Revision | None:
         record = self._store.revision(name, namespace)
@@ -157,13 +114,15 @@ class EmbeddedPlatform:
         if service.candidate is not None:
             return
         candidate = rollout.spec.candidate
-        digest = fetch(self._store, candidate)
+        digest = self._takeovers.look(rollout).digest
+        if digest is None:  # not yet; it is asked for again
+            return
         number = service.revisions + 1
         record = RevisionRecord(
             namespace=service.namespace,
             name=f"{service.name}-predictor-{number:05d}",
             service=service.name,
-            model=model_folder(self._store, digest),
+            model=model_folder(self._store.home, digest),
             digest=digest,
             runtime=candidate.runtime,
             env={variable.name: variable.value for variable in candidate.env},

@@ -15,8 +15,8 @@ from pathlib import Path
 from typing import Final
 
 from serin.platforms.embedded import gateway, processes
-from serin.platforms.embedded.platform import RUNTIMES
 from serin.platforms.embedded.store import RevisionRecord, Server, Store
+from serin.platforms.embedded.takeover import RUNTIMES
 
 REPLICAS: Final = "replicas"
 """The setting for how many servers a revision has; without it DEFAULT_REPLICAS, or one where memory is short."""

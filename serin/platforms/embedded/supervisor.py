@@ -38,6 +38,7 @@ from serin.platforms.embedded.gateway_process import GatewayProcess
 from serin.platforms.embedded.platform import EmbeddedPlatform, Gateway
 from serin.platforms.embedded.servers import Servers
 from serin.platforms.embedded.store import RevisionRecord, Store
+from serin.platforms.embedded.takeover import TakeOvers, remove_leftovers
 from serin.rollout.document import Check, ModelRollout
 from serin.rollout.reconcile import RunChecks, reconcile, unwatched
 from serin.rollout.turns import active_rollouts
@@ -60,7 +61,8 @@ class Supervisor:
     def __init__(self, home: Path) -> None:
         self._home = home
         self._store = Store(home)
-        self._platform = EmbeddedPlatform(self._store)
+        self._takeovers = TakeOvers(home)
+        self._platform = EmbeddedPlatform(self._store, self._takeovers)
         self._folder = home / "gateway"
         self._servers = Servers(home, self._store)
         self._gateway = GatewayProcess(home, self._store)
@@ -78,6 +80,7 @@ class Supervisor:
         _private(self._home / gateway.SOCKETS)
         self._recall_routes()
         self._end_strays()
+        remove_leftovers(self._home)
         watch = asyncio.create_task(self._gateway.watch())
         while not stop.is_set():
             start = time.monotonic()
@@ -109,15 +112,7 @@ class Supervisor:
             return
         self._healthy = {name: cluster.healthy for name, cluster in stats.clusters.items()}
         seen = self._confirmed(stats)
-        for rollout, waits_for, superseded_by in active_rollouts(self._store.unfinished()):
-            try:
-                await self._step(rollout, stats, seen, waits_for, superseded_by)
-            except Exception as error:
-                # one broken rollout must neither stop the others nor leave users with a candidate nobody watches
-                _log.exception("%s could not be reconciled; rolling back to stable", rollout.metadata.name)
-                reason = f"{type(error).__name__}: {error}"
-                self._platform.withdraw(rollout)
-                self._store.save_status(rollout, unwatched(rollout.status, reason, datetime.now(UTC)))
+        await self._steps(stats, seen)
         self._write_routes(seen)
         self._retire(stats)
         self._complaint = None
@@ -125,15 +120,33 @@ class Supervisor:
 
     # rollouts
 
-    async def _step(
+    async def _steps(self, stats: envoy.GatewayStats, seen: Gateway) -> None:
+        """One of every unfinished rollout. The model servers are asked for their counts all at once: one that hangs
+        delays a look no more than any number of them."""
+        turns = active_rollouts(self._store.unfinished())
+        self._takeovers.keep({(each.metadata.namespace, each.metadata.name) for each, _, _ in turns})
+        found = await asyncio.gather(*(self._read(each, stats, seen) for each, _, _ in turns), return_exceptions=True)
+        for (rollout, waits_for, superseded_by), read in zip(turns, found, strict=True):
+            try:
+                self._step(rollout, read, seen, waits_for, superseded_by)
+            except Exception as error:
+                # one broken rollout must neither stop the others nor leave users with a candidate nobody watches
+                _log.exception("%s could not be reconciled; rolling back to stable", rollout.metadata.name)
+                reason = f"{type(error).__name__}: {error}"
+                self._platform.withdraw(rollout)
+                self._store.save_status(rollout, unwatched(rollout.status, reason, datetime.now(UTC)))
+
+    def _step(
         self,
         rollout: ModelRollout,
-        stats: envoy.GatewayStats,
+        read: tuple[Reading | None, Window | None] | BaseException,
         seen: Gateway,
         waits_for: str | None,
         superseded_by: str | None,
     ) -> None:
-        reading, window = await self._read(rollout, stats, seen)
+        if isinstance(read, BaseException):
+            raise read
+        reading, window = read
         observation = self._platform.observe(
             rollout,
             seen,
@@ -216,7 +229,7 @@ class Supervisor:
             del self._checks[key]
             return
         try:
-            samples = model.samples(candidate.model)
+            samples = await asyncio.to_thread(model.samples, candidate.model)
         except (OSError, ValueError) as error:
             results: tuple[Check, ...] = (Check(name="samples", passed=False, detail=f"cannot be read: {error}"),)
         else:
