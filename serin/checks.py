@@ -3,7 +3,6 @@
 Most bad candidates end here, before any user meets them.
 """
 
-import json
 import math
 import time
 from collections.abc import Sequence
@@ -82,21 +81,10 @@ async def ask(session: aiohttp.ClientSession, model_name: str, record: Record) -
     start = time.perf_counter()
     try:
         async with session.post(f"/v1/models/{model_name}:predict", json={"instances": [record]}) as response:
-            read = await _read(response)
-            body = json.loads(read)
+            body = await address.read_json(response, MAX_ANSWER_BYTES)
             return Answer(response.status, time.perf_counter() - start, _score(body), _error(body))
     except (TimeoutError, aiohttp.ClientError, ValueError) as error:
         return Answer(None, time.perf_counter() - start, None, type(error).__name__)
-
-
-async def _read(response: aiohttp.ClientResponse) -> bytes:
-    """Raises `ValueError` for an answer that is too long."""
-    read = bytearray()
-    async for block in response.content.iter_any():
-        read += block
-        if len(read) > MAX_ANSWER_BYTES:
-            raise ValueError(f"more than {MAX_ANSWER_BYTES} bytes")
-    return bytes(read)
 
 
 def _error(body: object) -> str | None:

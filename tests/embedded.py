@@ -12,8 +12,10 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import onnx
 import predictor_models
 import urllib3
+from onnx import TensorProto, helper
 
 from benchmarks.sockets import OnSocket, ask
 from serin import load, model, release
@@ -61,13 +63,42 @@ def write_model(root: Path, *, intercept: float = 2.0) -> str:
     return model.seal(root)
 
 
-def rename_feature(root: Path, before: str, after: str) -> str:
-    """The same model, whose clients must use another name. Returns the new digest."""
-    for file in (model.SIGNATURE_FILE, model.SAMPLES_FILE, EXPLANATION_FILE):
-        text = (root / file).read_text(encoding="utf-8")
-        for place in ('"name":"{}"', '"feature":"{}"', '"{}":'):
-            text = text.replace(place.format(before), place.format(after))
-        (root / file).write_text(text, encoding="utf-8")
+CHANGES = ("dropped", "renamed", "retyped")
+
+
+def change_signature(root: Path, change: str) -> str:
+    """Make the model in `root` one that has another idea of the feature Contract than its clients. Its own samples
+    are as it wants them. Returns the digest."""
+    signature = model.signature(root)
+    *others, contract = signature.features
+    samples = model.samples(root)
+    plain = [{name: value for name, value in record.items() if name != "Contract"} for record in samples.records]
+    (root / EXPLANATION_FILE).unlink()
+    if change == "renamed":
+        others.append(contract.model_copy(update={"name": "contract"}))
+        records = [each | {"contract": old["Contract"]} for each, old in zip(plain, samples.records, strict=True)]
+    else:
+        network = onnx.load(root / model.MODEL_FILE)
+        for index, graph_input in enumerate(network.graph.input):
+            if graph_input.name == "Contract":
+                del network.graph.input[index]
+        if change == "retyped":
+            others.append(contract.model_copy(update={"dtype": "number"}))
+            network.graph.input.append(helper.make_tensor_value_info("Contract", TensorProto.FLOAT, [None, 1]))
+        for node in list(network.graph.node):
+            if "contract" in node.output:
+                network.graph.node.remove(node)
+            elif "contract" in node.input:
+                node.input.remove("contract")
+        onnx.save(network, root / model.MODEL_FILE)
+        records = plain if change == "dropped" else [each | {"Contract": 1.0} for each in plain]
+        samples = samples.model_copy(
+            update={"scores": tuple(predictor_models.score(each | {"Contract": None}) for each in plain)}
+        )
+    signature = signature.model_copy(update={"features": tuple(others)})
+    (root / model.SIGNATURE_FILE).write_text(signature.model_dump_json(), encoding="utf-8")
+    samples = samples.model_copy(update={"records": tuple(records)})
+    (root / model.SAMPLES_FILE).write_text(samples.model_dump_json(), encoding="utf-8")
     return model.seal(root)
 
 

@@ -14,7 +14,19 @@ from pathlib import Path
 
 import psutil
 import pytest
-from embedded import QUICK, SERVICE, Home, asked, by_revision, home, rename_feature, shown, traffic, write_model
+from embedded import (
+    CHANGES,
+    QUICK,
+    SERVICE,
+    Home,
+    asked,
+    by_revision,
+    change_signature,
+    home,
+    shown,
+    traffic,
+    write_model,
+)
 
 from benchmarks.sockets import OnSocket, ask
 from serin import model
@@ -167,20 +179,23 @@ def test_a_bad_candidate_is_refused_before_any_user_meets_it(here, models, fault
     assert ended.status.requests.candidate == 0
 
 
-def test_a_candidate_that_cannot_answer_what_clients_send_is_refused_before_any_user_meets_it(here, tmp_path):
-    """Its own samples are answered: only what is sent to stable shows that a column was renamed."""
-    write_model(tmp_path / "renamed", intercept=2.1)
-    rename_feature(tmp_path / "renamed", "Contract", "contract type")
-    ended = here.ended(here.request(tmp_path / "renamed"))
+@pytest.mark.parametrize("change", CHANGES)
+def test_a_candidate_that_cannot_answer_what_clients_send_is_refused_before_any_user_meets_it(here, tmp_path, change):
+    """Its own samples are answered: only what is sent to stable shows what happened to a column."""
+    write_model(tmp_path / "model")
+    change_signature(tmp_path / "model", change)
+    ended = here.ended(here.request(tmp_path / "model"))
     assert ended.status.phase is Phase.ROLLED_BACK, here.story()
+    assert [check.name for check in ended.status.checks if not check.passed] == ["requests"]
     assert "requests: 0 of 21 of stable's samples were answered" in ended.status.reason
     assert "'Contract'" in ended.status.reason
     assert ended.status.requests.candidate == 0
 
-    known_to_clients = QUICK.model_copy(update={"checks": Checks.OWN})
-    write_model(tmp_path / "again", intercept=2.2)
-    rename_feature(tmp_path / "again", "Contract", "contract type")
-    rollout = here.request(tmp_path / "again", plan=known_to_clients)
+
+def test_a_change_of_the_signature_that_clients_know_of_passes_the_checks(here, tmp_path):
+    write_model(tmp_path / "model", intercept=2.2)
+    change_signature(tmp_path / "model", "renamed")
+    rollout = here.request(tmp_path / "model", plan=QUICK.model_copy(update={"checks": Checks.OWN}))
     here.reached(rollout, Phase.PROGRESSING)
     here.platform.patch_spec(rollout.metadata.name, abort=True)
     assert here.ended(rollout).status.phase is Phase.ROLLED_BACK

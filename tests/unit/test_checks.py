@@ -1,7 +1,10 @@
 """The verdict on a candidate at 0 % traffic."""
 
 import asyncio
+import contextlib
+import gzip
 import math
+import time
 
 import pytest
 from aiohttp import web
@@ -71,6 +74,8 @@ async def served(*bodies: object) -> web.AppRunner:
 
     async def predict(request: web.Request) -> web.Response:
         body = next(told)
+        if callable(body):
+            return await body(request)
         if isinstance(body, int):
             return web.json_response({"error": "no"}, status=body)
         if body is None:
@@ -85,14 +90,13 @@ async def served(*bodies: object) -> web.AppRunner:
     return runner
 
 
-def replayed(*bodies: object, total_s: float = checks.TOTAL_S) -> list[Answer]:
+def replayed(*bodies: object, timeout_s: float = 10, total_s: float = checks.TOTAL_S) -> list[Answer]:
     async def run() -> list[Answer]:
         runner = await served(*bodies)
         try:
             host, port = runner.addresses[0]
-            found, stable = await checks.replay(
-                f"http://{host}:{port}", None, "churn", [{"a": 1}] * len(bodies), total_s=total_s
-            )
+            asked, limits = [{"a": 1}] * len(bodies), {"timeout_s": timeout_s, "total_s": total_s}
+            found, stable = await checks.replay(f"http://{host}:{port}", None, "churn", asked, **limits)
             assert stable is None
             return found
         finally:
@@ -151,3 +155,37 @@ def test_a_hopeless_candidate_is_not_asked_to_the_end():
 def test_nobody_there_is_an_answer_too():
     found, _ = asyncio.run(checks.replay("http://127.0.0.1:1", None, "churn", [{}]))
     assert [answer.status for answer in found] == [None]
+
+
+def test_what_floods_drips_is_packed_or_nested_is_no_answer():
+    sent = []
+
+    async def flood(request: web.Request) -> web.StreamResponse:
+        response = web.StreamResponse()
+        await response.prepare(request)
+        with contextlib.suppress(ConnectionError):
+            for _ in range(512):
+                await response.write(b" " * 2**20)
+                sent.append(2**20)
+        return response
+
+    async def drip(request: web.Request) -> web.StreamResponse:
+        response = web.StreamResponse()
+        await response.prepare(request)
+        with contextlib.suppress(ConnectionError):
+            for _ in range(200):
+                await response.write(b" ")
+                await asyncio.sleep(0.05)
+        return response
+
+    async def nested(request: web.Request) -> web.Response:
+        return web.Response(text="[" * 60_000)
+
+    async def packed(request: web.Request) -> web.Response:
+        return web.Response(body=gzip.compress(b" " * 2**24), headers={"Content-Encoding": "gzip"})
+
+    start = time.perf_counter()
+    found = replayed(flood, drip, nested, packed, timeout_s=0.5)
+    assert [answer.status for answer in found] == [None] * 4
+    assert sum(sent) < 64 * 2**20
+    assert time.perf_counter() - start < 8

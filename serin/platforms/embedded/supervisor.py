@@ -50,6 +50,7 @@ DRAIN_S: Final = 10.0
 """A revision without traffic is stopped when its last request is answered, or after this time."""
 COUNTERS_TIMEOUT_S: Final = 0.5
 """A model server that hangs must not keep the loop from taking its traffic away."""
+MAX_COUNTERS_BYTES: Final = 2**20
 MIN_DRAIN_S: Final = 1.0
 STRAY_S: Final = 5.0
 PATIENCE_S: Final = 5.0
@@ -384,7 +385,8 @@ async def _server_counts(record: RevisionRecord, number: int) -> ServerCounts:
             server.get("/metrics/serin.json") as response,
         ):
             if response.status == 200:
-                counted = await response.json(content_type=None)
+                told = await address.read_json(response, MAX_COUNTERS_BYTES)
+                counted = told if isinstance(told, dict) else {}
     return ServerCounts(boot=counted.get("boot"), latency=counted.get("latency", {}), score=counted.get("score", {}))
 
 
