@@ -7,7 +7,9 @@ import os
 import signal
 import socket
 import stat
+import subprocess
 import sys
+import tempfile
 import urllib.parse
 from collections.abc import Iterator
 from pathlib import Path
@@ -76,6 +78,47 @@ def test_but_for_the_gateways_port_nothing_of_it_can_be_reached_by_another_user(
     assert stat.S_IMODE(sockets.stat().st_mode) == 0o700
     assert {stat.S_IMODE(each.stat().st_mode) for each in sockets.iterdir()} == {0o600}
     assert len(list(sockets.iterdir())) == len(processes_of_it) - 1
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="becoming another user takes root")
+def test_another_user_reads_and_changes_nothing_of_it(models, monkeypatch, request):
+    """Not even where the home is open to everybody, and so is the folder it lies in. The umask is the commands'."""
+    monkeypatch.setenv("SERIN_PORT", "0")
+    umask = os.umask(0o077)
+    request.addfinalizer(lambda: os.umask(umask))
+    with tempfile.TemporaryDirectory() as name, home(Path(name) / "home") as platform:
+        Path(name).chmod(0o755)
+        platform.path.chmod(0o755)
+        platform.ended(platform.request(models / "1"))
+        both_serve(platform, platform.platform.champion(SERVICE).revision)
+        files = [str(each) for each in platform.path.rglob("*")]
+        sockets = [str(each) for each in (platform.path / "sockets").iterdir()]
+        assert len(sockets) == 3
+        command = [sys.executable, "-c", AS_ANOTHER_USER, json.dumps([files, sockets])]
+        tried = subprocess.run(command, capture_output=True, text=True, check=False)
+        assert (tried.stdout, tried.returncode) == ("[]\n", 0), tried.stderr
+
+
+AS_ANOTHER_USER = """
+import json, os, socket, sys
+os.setgroups([]), os.setgid(65534), os.setuid(65534)
+files, sockets = json.loads(sys.argv[1])
+got = []
+for path in files:
+    for flags in (os.O_RDONLY, os.O_WRONLY):
+        try:
+            os.open(path, flags)
+            got.append([path, flags])
+        except OSError:
+            pass
+for path in sockets:
+    try:
+        socket.socket(socket.AF_UNIX).connect(path)
+        got.append(path)
+    except OSError:
+        pass
+print(got)
+"""
 
 
 def test_the_first_model_is_live_after_its_checks(here):
@@ -238,6 +281,16 @@ def test_clients_that_gave_up_count_against_the_candidate(here, models):
     assert 0 < status.errors.candidate <= status.requests.candidate <= tally.answers["", 0]
     windows = [timeline.from_document(each) for each in here.platform.store.windows(ended.metadata.name, "default")]
     assert timeline.total(windows, timeline.Arm.CANDIDATE).events["abandoned"] > 0
+
+
+def test_retries_hide_a_candidate_that_crashes_from_users_not_from_the_judge(here, models):
+    with traffic(here, models / "1") as tally:
+        ended = here.ended(here.drill(models / "2", "crash", checks=Checks.NONE))
+        here.settled()
+    assert ended.status.phase is Phase.ROLLED_BACK, here.story()
+    assert ended.status.errors.candidate > 0, here.story()
+    assert ended.status.errors.stable == 0
+    assert tally.failed <= ended.status.errors.candidate, shown(tally)
 
 
 def test_a_supervisor_killed_in_every_phase_changes_nothing(here, models):
