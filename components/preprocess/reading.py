@@ -22,9 +22,16 @@ import pandas as pd
 from components.preprocess.spelling import CONFIGURED, Reading, Wish, choose, over
 from serin.errors import UserError
 
+INTEGERS: Final = ("tinyint", "smallint", "integer", "bigint", "hugeint")
 PARQUET_MAGIC: Final = b"PAR1"
 QUOTE: Final = '"'
 OTHER_DELIMITERS: Final = {";": "semicolon", "\t": "tab", "|": "bar"}
+DECLARED: Final = {
+    **dict.fromkeys(("varchar", "enum"), Wish.DECLARED),
+    **dict.fromkeys((sign + size for sign in ("", "u") for size in INTEGERS), Wish.NUMBER),
+    **dict.fromkeys(("float", "double", "decimal"), Wish.NUMBER),
+}
+"""By the name of a Parquet column's type."""
 WINDOWS: Final = "cp1252"
 
 
@@ -57,15 +64,17 @@ def read(path: Path, *, wishes: Mapping[str, Wish] = MappingProxyType({}), encod
     with duckdb.connect() as connection:
         if start.startswith(PARQUET_MAGIC) or path.suffix.lower() == ".parquet":
             names, declared = _load_parquet(connection, path)
-            return _typed(connection, names, {**dict.fromkeys(declared, Wish.DECLARED), **wishes}, notes=())
+            numbers = {name for name, wish in declared.items() if wish is Wish.NUMBER}
+            known = {n: w for n, w in wishes.items() if not (w is Wish.AGREED and n in numbers)}
+            return _typed(connection, names, {**declared, **known}, notes=())
         if encoding is None and b"\0" in start:
             raise UserError(f"Data file {path} is not text; save it as CSV in UTF-8 or as Parquet.")
         with _as_utf8(path, encoding) as (utf8, notes):
             return _typed(connection, _load_csv(connection, utf8, path), wishes, notes)
 
 
-def _load_parquet(connection: duckdb.DuckDBPyConnection, path: Path) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    """The names of the columns, and of those that the file declares to be text."""
+def _load_parquet(connection: duckdb.DuckDBPyConnection, path: Path) -> tuple[tuple[str, ...], dict[str, Wish]]:
+    """The names of the columns, and what the file declares of them."""
     try:
         relation = connection.read_parquet(escape(str(path)), hive_partitioning=False)
         names = tuple(relation.columns)
@@ -75,8 +84,8 @@ def _load_parquet(connection: duckdb.DuckDBPyConnection, path: Path) -> tuple[tu
     except duckdb.Error as error:
         reason = str(error).splitlines()[0]
         raise UserError(f"Data file {path} is not a whole Parquet file ({reason}); copy it again.") from error
-    types = zip(names, map(str, relation.types), strict=True)
-    return names, tuple(name for name, dtype in types if dtype == "VARCHAR" or dtype.startswith("ENUM"))
+    types = zip(names, (dtype.id for dtype in relation.types), strict=True)
+    return names, {name: DECLARED[dtype] for name, dtype in types if dtype in DECLARED}
 
 
 def _load_csv(connection: duckdb.DuckDBPyConnection, utf8: Path, path: Path) -> tuple[str, ...]:

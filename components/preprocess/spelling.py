@@ -50,8 +50,12 @@ _WORD = f"lower({_TRIMMED})"
 _GIVEN = f"coalesce({_WORD} NOT IN ('', {', '.join(map(_quoted, MISSING_NUMBERS))}), false)"
 _PLACEHOLDER = f"coalesce({_WORD} IN ({', '.join(map(_quoted, PLACEHOLDERS))}), false)"
 _TRUTH = f"{_WORD} IN ('true', 'false')"
-_DIGITS = rf"regexp_full_match({_TRIMMED}, '\d+')"
-_ZEROS = rf"(starts_with({_TRIMMED}, '0') AND regexp_full_match({_TRIMMED}, '0\d+'))"
+_DIGITS = rf"regexp_full_match({_TRIMMED}, '[\d ]+')"
+# 00123, 170 123 456, and more digits than a float can hold
+_CODE = (
+    f"((starts_with({_TRIMMED}, '0') OR contains({_TRIMMED}, ' ') OR length({_TRIMMED}) > 15) "
+    rf"AND regexp_full_match({_TRIMMED}, '0\d+|\d+(?: \d+)+|\d{{16,}}'))"
+)
 _PLAIN = f"CASE WHEN {_GIVEN} AND NOT contains({{0}}, '_') THEN try_cast({_TRIMMED} AS DOUBLE) END"
 _DAYS = [f"%{a}{mark}%{b}{mark}%Y" for a, b, marks in (("d", "m", "/.-"), ("m", "d", "/-")) for mark in marks]
 _TIMES = [day + time for time in ("", " %H:%M", " %H:%M:%S") for day in _DAYS]
@@ -137,16 +141,16 @@ _MARKS: Final = (
 
 @dataclass(frozen=True)
 class Numbers:
-    """Rows of a column read as numbers: `given` at all, `read` as a number, `digits` and nothing else, of these some
-    with needless `zeros` before them; of what could not be read, `placeholders`, and words with a digit (`codes`).
-    `different` counts the numbers, each once."""
+    """Rows of a column read as numbers: `given` at all, `read` as a number, of these nothing but `digits`, and
+    `codes`, like 007; of what could not be read, `placeholders`, and words that are `mixed` with digits. `different`
+    counts the numbers, each once."""
 
     given: int
     read: int
     digits: int
-    zeros: int
-    placeholders: int
     codes: int
+    placeholders: int
+    mixed: int
     different: int
 
     @property
@@ -164,21 +168,21 @@ def is_number(found: Numbers) -> bool:
 
 def _names_things(found: Numbers) -> bool:
     """Like 007, or 12345-6789 among numbers without sign or decimals."""
-    return found.digits == found.read and bool(found.zeros or found.codes)
+    return found.digits == found.read and bool(found.codes or found.mixed)
 
 
 def choose(connection: duckdb.DuckDBPyConnection, column: str, name: str, wish: Wish | None) -> Choice:
     """How to read `column` of the table `source`, which messages call `name`. Raises `UserError` where numbers are
     wished for and there are none."""
     values = _Values(connection, column)
-    given, truths, plain, zeros, times, placeholders = values.different(
-        _GIVEN, _TRUTH, f"({_PLAIN}) IS NOT NULL", _ZEROS, f"({_TIME}) IS NOT NULL", _PLACEHOLDER
+    given, truths, plain, codes, times, placeholders = values.different(
+        _GIVEN, _TRUTH, f"({_PLAIN}) IS NOT NULL", _CODE, f"({_TIME}) IS NOT NULL", _PLACEHOLDER
     )
     if wish is Wish.TEXT:
         return Choice(Reading.TEXT, times=times == given)
     if given == truths and (given == 0 or wish is not Wish.DECLARED):
         return Choice(Reading.TRUTH)
-    if given == plain and (wish in (Wish.NUMBER, Wish.POINT) or (wish in (None, Wish.AGREED) and not zeros)):
+    if given == plain and (wish in (Wish.NUMBER, Wish.POINT) or (wish in (None, Wish.AGREED) and not codes)):
         return Choice(Reading.NUMBER)
     if given == times and wish in (None, Wish.AGREED, Wish.DECLARED):
         return Choice(Reading.TEXT, times=True)
@@ -202,8 +206,8 @@ def _of_spellings(values: "_Values", name: str, wish: Wish | None) -> Choice:
         return Choice(reading, remark=values.remark(reading, found))
     if wish is Wish.AGREED and found.read and found.share >= MOSTLY:
         told = values.remark(reading, found)
-        if found.zeros:
-            told = "is a number although some have leading zeros, because the champion takes it for one"
+        if found.codes:
+            told = "is a number although it holds codes, because the champion takes it for one"
         return Choice(reading, remark=told)
     if wish is None and is_number(found):
         return Choice(reading, remark=values.remark(reading, found))
@@ -231,16 +235,16 @@ class _Values:
 
     def numbers(self, reading: Reading) -> Numbers:
         read, unread = f"({reading.value}) IS NOT NULL", f"({reading.value}) IS NULL"
-        given, read_, digits, zeros, placeholders, codes = self.rows(
+        given, read_, digits, codes, placeholders, mixed = self.rows(
             _GIVEN,
             f"{_GIVEN} AND {read}",
             f"{read} AND {_DIGITS}",
-            f"{read} AND {_ZEROS}",
+            f"{read} AND {_CODE}",
             f"{unread} AND {_PLACEHOLDER}",
             rf"{unread} AND {_GIVEN} AND NOT {_PLACEHOLDER} AND regexp_matches({{0}}, '\d')",
         )
         ((different,),) = self._ask(f"count(DISTINCT {reading.value})", self._counted)
-        return Numbers(given, read_, digits, zeros, placeholders, codes, different)
+        return Numbers(given, read_, digits, codes, placeholders, mixed, different)
 
     def remark(self, reading: Reading, found: Numbers) -> str:
         """Of a column that is read as numbers."""
@@ -262,8 +266,8 @@ class _Values:
     def text_remark(self, reading: Reading, found: Numbers, *, declared: bool) -> str:
         if declared:
             return f"is text because the file says so, though {_share(found)} are numbers"
-        if found.zeros and found.digits == found.read:
-            return f"is text because of leading zeros ({self._examples(_ZEROS)})"
+        if found.codes and found.digits == found.read:
+            return f"is text because of codes like {self._examples(_CODE)}"
         words = self._examples(f"{_GIVEN} AND ({reading.value}) IS NULL")
         return f"is text because of {words}, though {_share(found)} are numbers"
 

@@ -397,7 +397,7 @@ def test_a_number_that_the_config_makes_text_has_to_be_agreed_to(tmp_path: Path,
     run(tmp_path, rows, before)
     champion = as_champion(tmp_path)
     same = run(tmp_path / "same", rows, config(), champion=champion)
-    assert any(note.startswith("`zip` is a number although some have leading zeros") for note in same.notes)
+    assert any(note.startswith("`zip` is a number although it holds codes") for note in same.notes)
     text = {"source": "x.csv", "types": {"zip": "string"}}
     with pytest.raises(UserError, match=r"column 'zip' is text and was a number \(600 rows: 1, 2, 3, …\)"):
         run(tmp_path / "text", rows, config(data=text), champion=champion)
