@@ -20,7 +20,7 @@ export MINIKUBE_PROFILE ?= serin
 BIN := .venv/bin
 UV := $(BIN)/uv
 
-.PHONY: help setup run cluster-run status down drill compile doctor cluster-up cluster-status cluster-down images load install lint test cluster-test clean bench-pipeline bench-rollout bench-judge bench-predictor bench-controller bench-kfp
+.PHONY: help setup run cluster-run status down drill compile doctor cluster-up cluster-status cluster-down images load install lint test cluster-test dist clean bench-pipeline bench-rollout bench-judge bench-predictor bench-controller bench-kfp
 
 help: ## Show this list
 	@awk 'BEGIN {FS = ":.*## "} /^[a-z-]+:.*## / {printf "  make %-16s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -107,6 +107,11 @@ cluster-test: .venv/.ready-dev ## Run full rollouts and fault injection on the c
 
 bench-pipeline bench-rollout bench-judge bench-predictor bench-controller bench-kfp: bench-%: .venv/.ready-dev
 	@$(BIN)/python -m benchmarks.$*
+
+dist: .venv/.ready-dev ## The wheel and its SBOM (CycloneDX), into dist/
+	@rm -rf dist
+	@$(UV) build -q --wheel --no-build-isolation --python $(BIN)/python
+	@$(BIN)/cyclonedx-py requirements --pyproject pyproject.toml --output-reproducible -o dist/serin.cdx.json requirements.lock
 
 clean: ## Stop everything and delete .venv, .serin, .cache and runs
 	@[ ! -x $(BIN)/serin ] || $(BIN)/serin down

@@ -11,6 +11,7 @@ import argparse
 import hashlib
 import os
 import re
+import shutil
 import subprocess
 import sys
 from collections.abc import Iterable, Mapping
@@ -22,6 +23,8 @@ DOCKERFILE: Final = Path("docker/Dockerfile")
 TARGETS: Final = ("controller", "predictor", "pipeline")
 REPOSITORY: Final = "dev.local/serin"
 """Knative does not ask a registry for the digests of images below dev.local."""
+BASE: Final = "python:3.11-slim@sha256:9c900dea9e8fb7e16277c179b555cc72d29a352dbc33cff48ad5a0412fd5bfc7"
+"""By its digest: a tag can come to mean another image."""
 PLACEHOLDER: Final = "dev"
 """The tag that stands in manifests."""
 
@@ -92,6 +95,18 @@ def _load(cluster: str, names: Iterable[str], docker: str) -> None:
             raise subprocess.CalledProcessError(save.returncode, save.args)
 
 
+def failure(program: str, status: int, path: str) -> str:
+    """What to say of a program that failed: which file it was, and which others of its name there are."""
+    found = shutil.which(program, path=path) or program
+    said = f"{found} failed with {status}; its output is above."
+    if Path(found).name != "docker":
+        return said
+    here = {Path(folder, "docker").resolve(): Path(folder, "docker") for folder in reversed(path.split(os.pathsep))}
+    others = [str(name) for real, name in here.items() if os.access(real, os.X_OK) and real != Path(found).resolve()]
+    needs = "It must be able to build with BuildKit; choose another one with DOCKER=FILE"
+    return f"{said} {needs}" + (f", such as DOCKER={others[-1]}." if others else ".")
+
+
 def _setting(variable: str, default: str) -> str:
     return os.environ.get(variable) or default
 
@@ -105,7 +120,7 @@ def main() -> int:
     commands.add_parser("load").add_argument("cluster", choices=("kind", "minikube", "single-node"))
     commands.add_parser("fill", help="set the tags of manifests on standard input")
     arguments = parser.parse_args()
-    base, docker = _setting("BASE_IMAGE", "python:3.11-slim"), _setting("DOCKER", "docker")
+    base, docker = _setting("BASE_IMAGE", BASE), _setting("DOCKER", "docker")
     repository = _setting("IMAGE_REPOSITORY", REPOSITORY)
     names = {target: name(target, base, repository) for target in TARGETS}
     try:
@@ -123,7 +138,7 @@ def main() -> int:
         print(f"serin: {error.filename} is not on the PATH; install it, or set DOCKER.", file=sys.stderr)
         return 2
     except subprocess.CalledProcessError as error:
-        print(f"serin: {error.cmd[0]} failed with {error.returncode}; what it says is above.", file=sys.stderr)
+        print(f"serin: {failure(error.cmd[0], error.returncode, os.environ.get('PATH', ''))}", file=sys.stderr)
         return 2
     return 0
 

@@ -254,3 +254,32 @@ def test_an_image_has_the_versions_that_are_tested(target: str) -> None:
     ours, everything = pins(ROOT / f"docker/{target}.lock"), pins(ROOT / "requirements.lock")
     assert ours
     assert ours.items() <= everything.items(), "write it anew with the command at its top"
+
+
+# what is said when a program fails
+
+
+def test_a_docker_that_fails_is_named_with_the_others_and_the_variable_that_chooses(tmp_path: Path) -> None:
+    found = []
+    for folder in ("first", "second"):
+        (tmp_path / folder).mkdir()
+        program = tmp_path / folder / "docker"
+        program.write_text(f"#!/bin/sh\n# {folder}\nexit 1\n")
+        program.chmod(0o755)
+        found.append(str(program))
+    path = os.pathsep.join(str(tmp_path / each) for each in ("first", "second"))
+    said = images.failure("docker", 125, path)
+    assert said.startswith(f"{found[0]} failed with 125; its output is above.")
+    assert said.endswith(f"choose another one with DOCKER=FILE, such as DOCKER={found[1]}.")
+    assert images.failure("docker", 125, str(tmp_path / "first")).endswith("with DOCKER=FILE.")
+    assert images.failure("kind", 1, path) == "kind failed with 1; its output is above."
+
+
+def test_make_images_says_which_docker_it_tried(tmp_path: Path) -> None:
+    program = tmp_path / "docker"
+    program.write_text("#!/bin/sh\necho 'BuildKit is enabled but the buildx component is missing' >&2\nexit 1\n")
+    program.chmod(0o755)
+    command = [sys.executable, str(ROOT / "docker" / "images.py"), "build"]
+    done = subprocess.run(command, env={"PATH": str(tmp_path)}, capture_output=True, text=True, timeout=30)
+    assert done.returncode == 2
+    assert f"serin: {program} failed with 1" in done.stderr and "DOCKER=FILE" in done.stderr
