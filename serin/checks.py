@@ -122,10 +122,10 @@ def accepted(candidate: Sequence[Answer], stable: Sequence[Answer]) -> Check:
     """Whether the candidate answers what clients send today: the requests that stable answers."""
     answered = [ours for ours, theirs in zip(candidate, stable, strict=False) if theirs.good]
     refused = [answer for answer in answered if not answer.good]
-    detail = f"{len(answered) - len(refused)} of {len(answered)} of stable's samples were answered"
+    detail = f"{len(answered) - len(refused)} of {len(answered)} requests answered by stable were also answered"
     if refused:
         said = refused[0].error or f"status {refused[0].status}" if refused[0].status else "no answer"
-        detail += f"; the first that was not: {said}"
+        detail += f"; the first failure: {said}"
     return Check(name="requests", passed=not refused, detail=detail)
 
 
@@ -145,12 +145,12 @@ def _parity(candidate: Sequence[Answer], recorded: Sequence[float]) -> Check:
         if answer.score is not None
     ]
     if not differences:
-        return Check(name="parity", passed=False, detail="no scores to compare with those training recorded")
+        return Check(name="parity", passed=False, detail="no scores to compare with those in training")
     worst = max(differences)
     if worst > PARITY:
-        detail = f"served scores differ from those training recorded by up to {worst:.2g}; {PARITY:g} is allowed"
+        detail = f"served scores differ from those in training by up to {worst:.2g} (limit {PARITY:g})"
     else:
-        detail = f"served scores differ from those training recorded by {worst:.2g} at most"
+        detail = f"served scores match those in training (largest difference {worst:.2g})"
     return Check(name="parity", passed=worst <= PARITY, detail=detail)
 
 

@@ -68,16 +68,15 @@ def label(rows: pd.DataFrame, config: Config) -> tuple[pd.Series, str, str]:
     missing = (text == "") | (classes.isin(MISSING_NUMBERS) & (classes != positive))
     if missing.any():
         where = show_rows(int(missing.sum()), [int(i) + 1 for i in rows.index[missing][:FIRST_ROWS]])
-        raise UserError(f"Target {config.target!r} is blank ({where}); give those rows a label or remove them.")
+        raise UserError(f"Target {config.target!r} is blank ({where}); label those rows or remove them.")
     names = text.groupby(classes).agg(lambda values: values.value_counts().index[0])
     shown = ", ".join(map(repr, names.iloc[:5])) + (", …" if len(names) > 5 else "")
     if len(names) > 2:
         raise UserError(
-            f"Target {config.target!r} has {len(names)} classes ({shown}); give a column with two, the event and its "
-            "absence."
+            f"Target {config.target!r} has {len(names)} classes ({shown}); choose a column with two classes."
         )
     if len(names) == 1:
-        raise UserError(f"Target {config.target!r} has one class only ({shown}); give data with both outcomes.")
+        raise UserError(f"Target {config.target!r} has only one class ({shown}); provide data with both outcomes.")
     if positive not in names.index:
         raise UserError(
             f"Config positive: {config.positive!r} is not a value of target {config.target!r}; set it to one of "
@@ -111,9 +110,7 @@ def choose_features(table: Table, config: Config) -> tuple[tuple[str, ...], dict
         else:
             features.append(name)
     if not features:
-        raise UserError(
-            "No column is left to learn from: " + "; ".join(f"{k!r} {v}" for k, v in dropped.items()) + "."
-        )
+        raise UserError("No column is left to train on: " + "; ".join(f"{k!r} {v}" for k, v in dropped.items()) + ".")
     return tuple(features), dropped
 
 
@@ -135,10 +132,10 @@ def _useless(table: Table, name: str, config: Config) -> str | None:
     if name in config.drop:
         return "is named in drop"
     if name in (config.split.group, config.split.time):
-        return "decides the split"
+        return "defines the split"
     values = table.rows[name]
     if values.nunique(dropna=False) == 1:
-        return "has one value only"
+        return "has only one value"
     if name in table.times:
         return "is a date or time; derive a number from it, such as an age in days"
     if values.dtype == np.float64:
@@ -147,7 +144,7 @@ def _useless(table: Table, name: str, config: Config) -> str | None:
     distinct = len(_spellings(given)) if name in config.data.normalise else given.nunique()
     if distinct > NEAR_UNIQUE * len(given):
         guessed = f"; it {table.remarks[name]}" if name in table.remarks else ""
-        return f"has {distinct} different values in {len(given)} rows{guessed}"
+        return f"has {distinct} distinct values in {len(given)} rows{guessed}"
     return None
 
 
@@ -157,8 +154,8 @@ def check_leakage(rows: pd.DataFrame, target: pd.Series, features: Iterable[str]
         auc = single_column_auc(rows[name], target.to_numpy())
         if auc >= LEAK_AUC:
             raise UserError(
-                f"Column {name!r} gives the target {target.name!r} away: alone it tells the classes apart (AUC "
-                f"{auc:.3f}), so it will hardly be known when the model is asked; name it in drop: in the config."
+                f"Column {name!r} leaks the target {target.name!r}: alone it separates the classes (AUC {auc:.3f}), "
+                "so it is unlikely to be known at prediction time; add it to drop: in the config."
             )
 
 
@@ -195,11 +192,11 @@ def check_split(target: pd.Series, held_out: npt.NDArray[np.bool_], labels: tupl
         learned, tested = int((target[~held_out] == value).sum()), int((target[held_out] == value).sum())
         if learned < MIN_CLASS_ROWS:
             raise UserError(
-                f"Class {name!r} has {learned} training rows; at least {MIN_CLASS_ROWS} are needed: give more data "
-                "or a smaller split.test."
+                f"Class {name!r} has {learned} training rows; at least {MIN_CLASS_ROWS} are needed: provide more "
+                "data or a smaller split.test."
             )
         if tested == 0:
-            raise UserError(f"Class {name!r} has no held-out row; give more data or a larger split.test.")
+            raise UserError(f"Class {name!r} has no held-out row; provide more data or a larger split.test.")
 
 
 def check_groups(
@@ -213,8 +210,8 @@ def check_groups(
     groups, classes = rows.loc[~held_out, group], target[~held_out]
     if (count := groups.nunique()) < MIN_GROUPS:
         raise UserError(
-            f"Config split.group: the training rows hold {count} groups of {group!r}; at least {MIN_GROUPS} are "
-            "needed: name a finer column, or remove split.group."
+            f"Config split.group: the training rows have {count} groups of {group!r}; at least {MIN_GROUPS} are "
+            "needed: choose a finer column, or remove split.group."
         )
     for value, name in enumerate(labels):
         if groups[classes == value].nunique() < 2:
@@ -231,10 +228,10 @@ def uneven(target: pd.Series, held_out: npt.NDArray[np.bool_], config: Config) -
         return []
     asked, share, rate = config.split.test, float(held_out.mean()), float(target.mean())
     together = config.split.group or " and ".join(config.ids)
-    why = f"rows of the same {together} stay on one side" if together else "equal rows stay on one side"
+    why = f"rows with the same {together} stay on one side" if together else "equal rows stay on one side"
     found = []
     if abs(share - asked) > CHANCE * np.sqrt(asked * (1 - asked) / len(target)):
-        found.append(f"{share:.1%} of the rows are held out, where split.test asks for {asked:.1%}: {why}.")
+        found.append(f"{share:.1%} of the rows are held out, not the {asked:.1%} of split.test: {why}.")
     tested, learned = float(target[held_out].mean()), float(target[~held_out].mean())
     error = np.sqrt(rate * (1 - rate) * (1 / held_out.sum() + 1 / (~held_out).sum()))
     if abs(tested - learned) > CHANCE * error:
@@ -268,8 +265,8 @@ def _near_copies(values: pd.Series) -> str | None:
         return None
     examples = ", ".join(shown(value, strip=False) for value in several[0][:EXAMPLES])
     return (
-        f"`{values.name}` has values that differ in case or outer spaces only, such as {examples}, and are different "
-        f"ones to a model; data.normalise: [{values.name}] makes them one."
+        f"`{values.name}` has values that differ only in case or outer spaces, such as {examples}; the model treats "
+        f"them as different. data.normalise: [{values.name}] merges them."
     )
 
 
@@ -279,8 +276,8 @@ def _unknown_values(values: pd.Series) -> str | None:
         return None
     beyond = 1 - values.value_counts().head(KNOWN_VALUES).sum() / len(values)
     return (
-        f"`{values.name}` has {different} different values; a model knows the {KNOWN_VALUES} commonest, and those of "
-        f"the other {beyond:.1%} of the rows are one and the same to it."
+        f"`{values.name}` has {different} distinct values; the model distinguishes the {KNOWN_VALUES} commonest and "
+        f"treats the others ({beyond:.1%} of the rows) alike."
     )
 
 
@@ -292,7 +289,7 @@ def notes(
     for name in features:
         if rows[name].dtype == np.float64:
             if _is_a_numbering(rows[name]):
-                found.append(f"`{name}` numbers the rows, though not in their order; if it is an id, name it in ids.")
+                found.append(f"`{name}` numbers the rows, but not in their order; if it is an id, add it to ids.")
             continue
         if note := _unknown_values(rows[name]):
             found.append(note)
@@ -305,13 +302,13 @@ def notes(
             found.append(f"{named} is blank in {counted(blank)}, all on one side of the split.")
         if repeated := int(ids.duplicated().sum()):
             found.append(
-                f"{named} repeats in {counted(repeated)}; rows of the same {named} are on one side of the split."
+                f"{named} repeats in {counted(repeated)}; rows with the same {named} are on one side of the split."
             )
     elif not config.split.group and not config.split.time:
         found.append(
-            "No ids are configured: a row keeps its side of the split only while its content stays the same."
+            "No ids are configured: a row keeps its side of the split only as long as its content does not change."
         )
     content = pd.util.hash_pandas_object(rows[list(features)], index=False).to_numpy()
     if repeats := int(np.isin(content[held_out], content[~held_out]).sum()):
-        found.append(f"Of {int(held_out.sum())} held-out rows {repeats} equal a training row in every feature.")
+        found.append(f"{repeats} of {int(held_out.sum())} held-out rows equal a training row in every feature.")
     return found

@@ -111,13 +111,13 @@ def check(contract: Contract, rows: pd.DataFrame) -> Findings:
     notes = []
     for name, rule in contract.columns.items():
         if rule.dtype == "number" and name in checked and name not in broken and checked[name].dtype != np.float64:
-            violations.append(_violation(name, "is text and was a number", checked.index))
+            violations.append(_violation(name, "is text but was a number", checked.index))
         if rule.values and name in checked and checked[name].dtype != np.float64:
             given = checked[name][checked[name] != ""]
             unknown = sorted(set(given) - set(rule.values))
             shown = ", ".join(map(repr, unknown[:5])) + (", …" if len(unknown) > 5 else "")
             if unknown and not given.isin(rule.values).any():
-                violations.append(_violation(name, f"holds none of its known values but {shown}", given.index))
+                violations.append(_violation(name, f"has none of its known values, but {shown}", given.index))
             elif unknown:
                 notes.append(f"Column {name!r} has values the champion has not seen: {shown}.")
     return Findings(violations=tuple(violations), notes=tuple(notes))
@@ -142,7 +142,7 @@ def _violations(contract: Contract, failures: pd.DataFrame) -> list[Violation]:
             words = "is not a number"
         elif check_name == "not_nullable":
             number = rule.dtype == "number"
-            words = f"is blank{' or not a number' if number else ''}, which it never was"
+            words = f"is blank{' or not a number' if number else ''}, which never occurred before"
         elif check_name.startswith("in_range") and cases["index"].notna().all():
             words = f"is outside {rule.low:g} to {rule.high:g}"
         elif check_name.startswith("dtype('str"):

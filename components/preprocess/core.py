@@ -144,9 +144,9 @@ def _contract_notes(
     if broken and config.data.contract == "check":
         raise UserError(
             f"The data breaks the champion's data contract: {broken}; correct the data, or set data.contract: accept "
-            "in the config to agree to it."
+            "in the config."
         )
-    return (*findings.notes, *((f"Accepted against the champion's data contract: {broken}.",) if broken else ()))
+    return (*findings.notes, *((f"Accepted despite the champion's data contract: {broken}.",) if broken else ()))
 
 
 def _drift(champion: Path | None, rows: pd.DataFrame, target: pd.Series) -> tuple[profile.Drift, ...]:

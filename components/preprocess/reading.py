@@ -60,7 +60,7 @@ def read(path: Path, *, wishes: Mapping[str, Wish] = MappingProxyType({}), encod
     except OSError as error:
         raise UserError(f"Data file {path} cannot be read: {error.strerror}; check data.source.") from error
     if not start.strip():
-        raise UserError(f"Data file {path} is empty; give a file with a header line and rows.")
+        raise UserError(f"Data file {path} is empty; provide a file with a header line and rows.")
     with duckdb.connect() as connection:
         if start.startswith(PARQUET_MAGIC) or path.suffix.lower() == ".parquet":
             names, declared = _load_parquet(connection, path)
@@ -83,7 +83,7 @@ def _load_parquet(connection: duckdb.DuckDBPyConnection, path: Path) -> tuple[tu
         relation.project(", ".join(as_text)).create("source")
     except duckdb.Error as error:
         reason = str(error).splitlines()[0]
-        raise UserError(f"Data file {path} is not a whole Parquet file ({reason}); copy it again.") from error
+        raise UserError(f"Data file {path} is not a complete Parquet file ({reason}); copy it again.") from error
     types = zip(names, (dtype.id for dtype in relation.types), strict=True)
     return names, {name: DECLARED[dtype] for name, dtype in types if dtype in DECLARED}
 
@@ -99,7 +99,7 @@ def _load_csv(connection: duckdb.DuckDBPyConnection, utf8: Path, path: Path) -> 
         for delimiter, name in OTHER_DELIMITERS.items():
             if delimiter in only:
                 raise UserError(f"Data file {path} is delimited by {name} ({delimiter!r}); save it with commas.")
-        raise UserError(f"Data file {path} has one column only ({only!r}); give a comma-separated file.")
+        raise UserError(f"Data file {path} has only one column ({only!r}); provide a comma-separated file.")
     names = tuple(name or f"unnamed {i + 1}" for i, name in enumerate(header))
     _check_names(names, path)
     try:
@@ -125,11 +125,11 @@ def _malformed(path: Path, message: str) -> str:
     fields = re.search(r"Expected Number of Columns: (\d+) Found: (\d+)", message)
     if fields:
         return (
-            f"{where}: the header has {fields[1]} fields, this line {fields[2]}; the file is cut off, or a comma "
+            f"{where}: the header has {fields[1]} fields, this line {fields[2]}; the file is truncated, or a comma "
             "inside a value is not quoted."
         )
     if "unterminated quote" in message:
-        return f"{where}: a quoted value has no end; the file is cut off or a quote is missing."
+        return f"{where}: a quoted value has no end; the file is truncated or a quote is missing."
     return f"{where}: cannot be read as CSV ({message.splitlines()[0]})."
 
 
@@ -137,7 +137,7 @@ def _check_names(names: tuple[str, ...], path: Path) -> None:
     seen: dict[str, str] = {}
     for name in names:
         if first := seen.get(name.casefold()):
-            what = "twice" if first == name else f"as {first!r} as well"
+            what = "twice" if first == name else f"and also {first!r}"
             raise UserError(f"Data file {path}: the header has the column {name!r} {what}; rename one of them.")
         seen[name.casefold()] = name
 
@@ -161,7 +161,11 @@ def _as_utf8(path: Path, encoding: str | None) -> Iterator[tuple[Path, tuple[str
                 f"Data file {path} is not {tried} text (byte 0x{error.object[error.start]:02x}); save it as UTF-8, "
                 "or name its encoding in data.encoding."
             ) from error
-        notes = () if encoding else (f"The file is not UTF-8 and was read as {WINDOWS}; data.encoding decides.",)
+        notes = (
+            ()
+            if encoding
+            else (f"The file is not UTF-8 and was read as {WINDOWS}; set data.encoding to change this.",)
+        )
         yield copy, notes
 
 
@@ -202,5 +206,5 @@ def _typed(
 def _revision(name: str, reading: Reading) -> str:
     """How to overrule a guess."""
     if reading is Reading.TEXT:
-        return f"; data.types: {{{name}: number}} makes it a number"
-    return f"; data.types: {{{name}: string}} makes it text"
+        return f"; to change this, set data.types: {{{name}: number}}"
+    return f"; to change this, set data.types: {{{name}: string}}"

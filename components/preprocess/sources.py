@@ -94,7 +94,7 @@ def _check_sum(path: Path, expected: str, name: str) -> None:
     found = sha256_of(path)
     if found != expected.lower():
         raise UserError(
-            f"data.sha256: {name} has SHA-256 {found}, expected {expected}; get the right file or correct the sum."
+            f"data.sha256: {name} has SHA-256 {found}, expected {expected}; get the right file or correct it."
         )
 
 
@@ -103,7 +103,7 @@ def _download(address: str, sha256: str | None, directory: Path) -> Path:
     from_store = storage.in_object_store(address)
     if not from_store and parts.scheme not in ("http", "https"):
         raise UserError(
-            f"data.source: {parts.scheme}:// is not known ({address}); use a path, http(s)://, s3:// or gs://."
+            f"data.source: {parts.scheme}:// is not supported ({address}); use a path, http(s)://, s3:// or gs://."
         )
     key = sha256.lower() if sha256 else hashlib.sha256(address.encode()).hexdigest()
     target = directory / f"{key[:16]}-{PurePosixPath(unquote(parts.path)).name or 'data'}"
@@ -120,7 +120,7 @@ def _download(address: str, sha256: str | None, directory: Path) -> Path:
         if sha256:
             _check_sum(part, sha256, address)
     if not sha256:
-        print(f"{address} was not checked; to pin it, set data.sha256: {sha256_of(target)}", file=sys.stderr)
+        print(f"{address} was not verified; to pin it, set data.sha256: {sha256_of(target)}", file=sys.stderr)
     return target
 
 
@@ -160,7 +160,7 @@ def _chunks(address: str) -> Iterator[bytes]:
         reason = error.reason if isinstance(error, urllib.error.URLError) else error
         raise TryAgain(f"{address} cannot be downloaded ({reason})", delay_s=RETRY_DELAY_S) from error
     if received < total:
-        raise TryAgain(f"{address} broke off after {received} of {total} bytes", delay_s=RETRY_DELAY_S)
+        raise TryAgain(f"{address} was interrupted after {received} of {total} bytes", delay_s=RETRY_DELAY_S)
 
 
 @contextmanager
@@ -185,8 +185,8 @@ def _announce_synthetic(reason: TryAgain) -> None:
     print(
         "\n*** SYNTHETIC DATA ***\n"
         f"{reason}.\n"
-        "This run uses generated customers instead: it shows how serin works, and its figures say nothing about\n"
-        "real ones. Set SERIN_DATA to the path of the real file to use that.\n",
+        "This run uses generated customers instead. It shows how serin works; its figures say nothing about real\n"
+        "customers. To use a real file, set SERIN_DATA to its path.\n",
         file=sys.stderr,
         flush=True,
     )

@@ -202,12 +202,12 @@ def _of_spellings(values: "_Values", name: str, wish: Wish | None) -> Choice:
     found = values.numbers(reading)
     if wish in CONFIGURED:
         if not found.read:
-            raise UserError(f"Config data.types: column {name!r} holds no number; correct its type.")
+            raise UserError(f"Config data.types: column {name!r} has no numbers; correct its type.")
         return Choice(reading, remark=values.remark(reading, found))
     if wish is Wish.AGREED and found.read and found.share >= MOSTLY:
         told = values.remark(reading, found)
         if found.codes:
-            told = "is a number although it holds codes, because the champion takes it for one"
+            told = "is a number although it holds codes, because the champion treats it as one"
         return Choice(reading, remark=told)
     if wish is None and is_number(found):
         return Choice(reading, remark=values.remark(reading, found))
@@ -260,7 +260,7 @@ class _Values:
             first := self._ask(f"value, {reading.value}", self._commonest(unusual, 1))
         ):
             ((spelled, number),) = first
-            parts.append(f"has numbers spelled like {shown(spelled)}, read as {number:.15g}")
+            parts.append(f"has numbers written like {shown(spelled)}, read as {number:.15g}")
         return ", and ".join(parts)
 
     def text_remark(self, reading: Reading, found: Numbers, *, declared: bool) -> str:

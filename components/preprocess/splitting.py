@@ -65,6 +65,6 @@ def _latest(values: pd.Series, share: float) -> npt.NDArray[np.bool_]:
     if latest.all():
         raise UserError(
             f"Config split.time: too many rows share one value of {values.name!r} to hold the latest {share:g} out; "
-            "name a finer one."
+            "choose a finer one."
         )
     return latest

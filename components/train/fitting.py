@@ -91,7 +91,7 @@ def folds(y: np.ndarray, groups: np.ndarray | None, count: int, seed: int) -> li
             return found
     raise UserError(
         f"Config split.group: the groups cannot be divided into {count} folds with both classes in the training "
-        "rows of each; name a finer column, or remove split.group."
+        "rows of each; choose a finer column, or remove split.group."
     )
 
 

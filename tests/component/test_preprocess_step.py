@@ -49,7 +49,7 @@ def test_the_step_says_what_it_left_out_and_guessed(tmp_path: Path, capsys: pyte
     rows.to_csv(tmp_path / "odd.csv", index=False)
     step(tmp_path, tmp_path / "odd.csv")
     said = [line.removeprefix(NOTE) for line in capsys.readouterr().out.splitlines() if line.startswith(NOTE)]
-    assert "Left out `same`, `also`: has one value only." in said
+    assert "Left out `same`, `also`: has only one value." in said
     assert any(
         line.startswith("`charge` is a number except in 2 rows (`?`), which count as missing") for line in said
     )

@@ -230,7 +230,7 @@ def test_a_candidate_that_cannot_answer_what_clients_send_is_refused_before_any_
     ended = here.ended(here.request(tmp_path / "model"))
     assert ended.status.phase is Phase.ROLLED_BACK, here.story()
     assert [check.name for check in ended.status.checks if not check.passed] == ["requests"]
-    assert "requests: 0 of 21 of stable's samples were answered" in ended.status.reason
+    assert "requests: 0 of 21 requests answered by stable were also answered" in ended.status.reason
     assert "'Contract'" in ended.status.reason
     assert ended.status.requests.candidate == 0
 

@@ -131,10 +131,10 @@ def test_the_learners_are_tried_where_no_single_column_beats_the_base_rate(place
     place.configure(**pair, service="pair", training={"learners": ["logistic"], "trials": 1, "budget_s": 30})
     done = place.run("--traffic", "none")
     assert done.returncode == 0, done.stdout + done.stderr
-    for line in ("Left out `batch`: has one value only.", "`before` is a number except in 1 row (`?`), which count"):
+    for line in ("Left out `batch`: has only one value.", "`before` is a number except in 1 row (`?`), which count"):
         assert done.stdout.count(line) == 1
     report = (place.root / "runs" / "latest" / "report.html").read_text()
-    assert '<td class="name">batch</td><td>has one value only</td>' in report
+    assert '<td class="name">batch</td><td>has only one value</td>' in report
     assert "`before` is a number except in 1 row (`?`), which count" in report
     assert "The rule was not released: First model: rule is not clearly better than the base rate" in done.stdout
     assert (place.result()["verdict"], place.result()["phase"]) == ("promote", "Promoted")
@@ -156,7 +156,7 @@ def test_a_run_that_leaves_nothing_serving_says_so(place: Place) -> None:
 
 BAD_TABLES = {
     "wrong delimiter": (lambda frame: frame.to_csv(index=False, sep=";"), ";"),
-    "gives the target away": (
+    "leaks the target": (
         lambda frame: frame.assign(left=frame["Churn"].eq("Yes") * 1).to_csv(index=False),
         "left",
     ),

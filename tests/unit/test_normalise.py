@@ -44,8 +44,8 @@ def prepared(directory: Path, settings: Config) -> Summary:
 
 def test_near_copies_are_said(tmp_path: Path) -> None:
     (note,) = [note for note in prepared(tmp_path, config()).notes if "`city`" in note]
-    assert note.startswith("`city` has values that differ in case or outer spaces only, such as `")
-    assert note.endswith("and are different ones to a model; data.normalise: [city] makes them one.")
+    assert note.startswith("`city` has values that differ only in case or outer spaces, such as `")
+    assert note.endswith("the model treats them as different. data.normalise: [city] merges them.")
     assert not any("`city`" in note for note in prepared(tmp_path, config(normalise=["city"])).notes)
 
 

@@ -149,9 +149,9 @@ def test_columns_that_describe_nothing_are_left_out_and_kept_in_the_rows(
         "unnamed 1": "is a row number",
         "gender": "is named in drop",
         "tenure": "is named in drop",
-        "same": "has one value only",
-        "empty": "has one value only",
-        "comment": f"has {count} different values in {count} rows",
+        "same": "has only one value",
+        "empty": "has only one value",
+        "comment": f"has {count} distinct values in {count} rows",
         "since": "is a date or time; derive a number from it, such as an age in days",
     }
     assert "sparse" in summary.features
@@ -186,17 +186,17 @@ def nan_target(rows: pd.DataFrame) -> pd.DataFrame:
         ),
         (lambda rows: rows.head(0), {}, "has 0 rows; at least 100"),
         (lambda rows: rows.head(10), {}, "has 10 rows; at least 100"),
-        (lambda rows: rows[rows["Churn"] == "No"], {}, r"one class only \('No'\)"),
+        (lambda rows: rows[rows["Churn"] == "No"], {}, r"only one class \('No'\)"),
         (lambda rows: rows.assign(Churn=rows["Contract"]), {}, "has 3 classes"),
         (nan_target, {}, r"'Churn' is blank \(2 rows: 5, 10\)"),
         (
             lambda rows: rows.assign(reason=np.where(rows["Churn"] == "Yes", "price", "")),
             {},
-            "'reason' gives the target",
+            "'reason' leaks the target",
         ),
-        (lambda rows: rows.assign(score=rows["Churn"].map({"Yes": 0.9, "No": 0.2})), {}, "'score' gives the target"),
+        (lambda rows: rows.assign(score=rows["Churn"].map({"Yes": 0.9, "No": 0.2})), {}, "'score' leaks the target"),
         (lambda rows: rows.assign(level=[math.inf, *range(len(rows) - 1)]), {}, "'level' is infinite in 1 row;"),
-        (lambda rows: rows[["customerID", "Churn"]], {"protected": []}, "No column is left to learn from"),
+        (lambda rows: rows[["customerID", "Churn"]], {"protected": []}, "No column is left to train on"),
         (
             lambda rows: rows.iloc[
                 [*np.flatnonzero(rows["Churn"] == "No")[:95], *np.flatnonzero(rows["Churn"] == "Yes")[:6]]
@@ -247,7 +247,7 @@ def test_groups_stay_together(tmp_path: Path, customers: pd.DataFrame) -> None:
     summary = run(tmp_path, rows, config(split={"group": "household"}))
     sides = [set(read_rows(tmp_path / side)["household"]) for side in ("train", "test")]
     assert sides[0].isdisjoint(sides[1])
-    assert summary.dropped == {"household": "decides the split"}
+    assert summary.dropped == {"household": "defines the split"}
 
 
 @pytest.mark.parametrize("spelling", ["2024-{month:02d}-01", "2024-{month:02d}-01T10:00:00Z", "{month}"])
@@ -307,7 +307,7 @@ def test_few_groups_are_refused_before_anything_is_trained(
     tmp_path: Path, customers: pd.DataFrame, groups: int
 ) -> None:
     rows = customers.assign(region=[f"r{i % groups}" for i in range(len(customers))])
-    with pytest.raises(UserError, match=r"split.group: the training rows hold \d groups of 'region'; at least 5"):
+    with pytest.raises(UserError, match=r"split.group: the training rows have \d groups of 'region'; at least 5"):
         run(tmp_path, rows, config(split={"group": "region"}))
 
 
@@ -321,7 +321,7 @@ def test_a_split_that_repeated_rows_distort_is_noted(tmp_path: Path, customers: 
     rows = customers.drop(columns="customerID")
     often = pd.concat([rows, *[rows[rows["Churn"] == "Yes"].head(2)] * 400])
     notes = run(tmp_path, often, config(ids=[])).notes
-    assert any("% of the rows are held out, where split.test asks for 20.0%: equal rows stay" in n for n in notes)
+    assert any("% of the rows are held out, not the 20.0% of split.test: equal rows stay" in n for n in notes)
     assert any(note.startswith("The event rate is ") for note in notes)
     honest = run(tmp_path / "honest", customers, config()).notes
     assert not any("split.test asks" in note or "event rate" in note for note in honest)
@@ -337,7 +337,7 @@ def test_a_row_number_is_found_though_some_rows_were_repeated_or_removed(
     shuffled = rows.sample(frac=1, random_state=0)
     found = run(tmp_path / "shuffled", shuffled, config())
     assert found.dropped == {}
-    assert "`row` numbers the rows, though not in their order; if it is an id, name it in ids." in found.notes
+    assert "`row` numbers the rows, but not in their order; if it is an id, add it to ids." in found.notes
     month = customers.assign(month=np.arange(len(customers)) // 20)
     assert run(tmp_path / "month", month, config()).dropped == {}
 
@@ -380,10 +380,10 @@ def test_broken_contract_names_column_rule_and_rows(tmp_path: Path, customers: p
         run(tmp_path / "broken", broken, config(), champion=champion)
     for part in (
         "column 'Partner' is missing",
-        "column 'tenure' is blank or not a number, which it never was (2 rows: 2, 6)",
+        "column 'tenure' is blank or not a number, which never occurred before (2 rows: 2, 6)",
         "column 'MonthlyCharges' is outside 0 to",
         f"({CUSTOMERS} rows: 1, 2, 3, …)",
-        "column 'Dependents' is blank, which it never was (1 row: 8)",
+        "column 'Dependents' is blank, which never occurred before (1 row: 8)",
     ):
         assert part in str(caught.value)
     accepted = config(data={"source": "x.csv", "contract": "accept"})
@@ -399,7 +399,7 @@ def test_a_number_that_the_config_makes_text_has_to_be_agreed_to(tmp_path: Path,
     same = run(tmp_path / "same", rows, config(), champion=champion)
     assert any(note.startswith("`zip` is a number although it holds codes") for note in same.notes)
     text = {"source": "x.csv", "types": {"zip": "string"}}
-    with pytest.raises(UserError, match=r"column 'zip' is text and was a number \(600 rows: 1, 2, 3, …\)"):
+    with pytest.raises(UserError, match=r"column 'zip' is text but was a number \(600 rows: 1, 2, 3, …\)"):
         run(tmp_path / "text", rows, config(data=text), champion=champion)
     run(tmp_path / "agreed", rows, config(data={**text, "contract": "accept"}), champion=champion)
     assert read_rows(tmp_path / "agreed" / "test")["zip"].str.len().eq(3).all()
@@ -422,10 +422,10 @@ def test_values_beyond_those_a_model_knows_are_noted(tmp_path: Path, customers: 
         shop=[f"s{i % 5500}" for i in range(12000)],
         town=[f"t{i % 200}" for i in range(12000)],
     )
-    notes = [note for note in run(tmp_path, many, config()).notes if "different values" in note]
+    notes = [note for note in run(tmp_path, many, config()).notes if "distinct values" in note]
     assert notes == [
-        "`shop` has 5500 different values; a model knows the 5000 commonest, and those of the other 8.3% of the rows "
-        "are one and the same to it."
+        "`shop` has 5500 distinct values; the model distinguishes the 5000 commonest and treats the others (8.3% of "
+        "the rows) alike."
     ]
 
 
@@ -437,7 +437,7 @@ def test_new_categories_are_a_note_unless_nothing_known_is_left(tmp_path: Path, 
     summary = run(tmp_path / "some", some, config(), champion=champion)
     assert "Column 'Contract' has values the champion has not seen: 'Lifetime'." in summary.notes
     codes = customers.assign(Contract=customers["Contract"].str.len())
-    with pytest.raises(UserError, match="'Contract' holds none of its known values but '14', '8'"):
+    with pytest.raises(UserError, match="'Contract' has none of its known values, but '14', '8'"):
         run(tmp_path / "codes", codes, config(), champion=champion)
 
 

@@ -11,7 +11,7 @@ from components.preprocess.reading import read
 from components.preprocess.spelling import Wish
 from serin.errors import UserError
 
-AS_WINDOWS = "The file is not UTF-8 and was read as cp1252; data.encoding decides."
+AS_WINDOWS = "The file is not UTF-8 and was read as cp1252; set data.encoding to change this."
 
 
 def write(directory: Path, content: str | bytes, name: str = "data.csv") -> Path:
@@ -113,9 +113,9 @@ def test_encodings_and_line_ends(tmp_path: Path, content: bytes, note: tuple[str
         ("a;b\n1;2\n", r"delimited by semicolon \(';'\)"),
         ("a\tb\n1\t2\n", "delimited by tab"),
         ("a|b\n1|2\n", "delimited by bar"),
-        ("a\n1\n", r"one column only \('a'\)"),
+        ("a\n1\n", r"only one column \('a'\)"),
         ("a,b,a\n1,2,3\n", "column 'a' twice"),
-        ("a,b,A\n1,2,3\n", "column 'A' as 'a' as well"),
+        ("a,b,A\n1,2,3\n", "column 'A' and also 'a'"),
         (b"a,b\n1,\0\n", "is not text"),
         ("a,b\n1,2\n".encode("utf-16"), "is not text"),
     ],
@@ -134,7 +134,7 @@ def test_missing_file_and_directory(tmp_path: Path) -> None:
 def test_parquet_cut_off_or_something_else(tmp_path: Path) -> None:
     whole = write_parquet(pd.DataFrame({"a": [1.0, 2.0], "b": ["x", "y"]}), tmp_path / "whole.parquet")
     for content in (whole.read_bytes()[:-20], b"a,b\n1,2\n"):
-        with pytest.raises(UserError, match="not a whole Parquet file"):
+        with pytest.raises(UserError, match="not a complete Parquet file"):
             read(write(tmp_path, content, "cut.parquet"))
 
 

@@ -128,7 +128,7 @@ def test_a_download_without_checksum_is_made_again_and_tells_the_sum(
         ("/data.csv", "0" * 64, UserError, f"SHA-256 {SHA256}, expected {'0' * 64}"),
         ("/gone.csv", SHA256, UserError, "answers 404"),
         ("/busy.csv", SHA256, TryAgain, "answers 503"),
-        ("/cut.csv", SHA256, TryAgain, f"broke off after {len(CONTENT)} of {len(CONTENT) + 7} bytes"),
+        ("/cut.csv", SHA256, TryAgain, f"was interrupted after {len(CONTENT)} of {len(CONTENT) + 7} bytes"),
     ],
 )
 def test_a_failed_download_leaves_nothing(
@@ -159,7 +159,7 @@ def test_offline_without_a_generator_is_worth_another_try(tmp_path: Path) -> Non
 
 @pytest.mark.parametrize("address", ["file:///etc/passwd", "ftp://h/x"])
 def test_other_addresses_are_refused(tmp_path: Path, address: str) -> None:
-    with pytest.raises(UserError, match="is not known"):
+    with pytest.raises(UserError, match="is not supported"):
         resolve(config(address, synthetic="churn"), config_path=tmp_path, cache=tmp_path, environ={})
 
 

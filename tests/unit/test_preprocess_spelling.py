@@ -49,7 +49,7 @@ def test_a_placeholder_in_a_tenth_of_the_rows_is_missing_and_said(
         assert remark is None
     else:
         said = f"is a number except in 40 rows (`{odd}`), which count as missing"
-        assert remark == f"{said}; data.types: {{a: string}} makes it text"
+        assert remark == f"{said}; to change this, set data.types: {{a: string}}"
 
 
 @pytest.mark.parametrize(
@@ -78,7 +78,7 @@ def test_a_spelling_of_another_place_is_recognised(
     assert found.rows["a"][0] == float(values[0])
     assert found.rows["a"].notna().all()
     if odd != "1.2e3":
-        assert f"has numbers spelled like `{odd}`, read as {number:.15g};" in found.remarks["a"]
+        assert f"has numbers written like `{odd}`, read as {number:.15g};" in found.remarks["a"]
 
 
 @pytest.mark.parametrize("odd", ["1,5", "€ 1.200", "1.200,50", "refused", "<0.5", "12 kg"])
@@ -91,7 +91,7 @@ def test_what_cannot_be_read_among_decimal_points_is_missing_and_said(tmp_path: 
 def test_a_whole_column_with_decimal_commas(tmp_path: Path) -> None:
     found = table(tmp_path, [amount.replace(".", ",") for amount in AMOUNTS])
     assert found.rows["a"].tolist() == [float(amount) for amount in AMOUNTS]
-    assert "spelled like `" in found.remarks["a"]
+    assert "written like `" in found.remarks["a"]
 
 
 def test_plain_numbers_are_read_without_a_word(tmp_path: Path) -> None:
@@ -126,7 +126,7 @@ def test_codes_and_words_stay_text(tmp_path: Path, values: list[str], remark: st
         assert found.remarks == {}
     else:
         assert found.remarks["a"].startswith(remark)
-        assert found.remarks["a"].endswith("; data.types: {a: number} makes it a number")
+        assert found.remarks["a"].endswith("; to change this, set data.types: {a: number}")
 
 
 def test_text_of_a_parquet_file_stays_text(tmp_path: Path) -> None:
@@ -156,7 +156,7 @@ def test_the_config_decides_otherwise(tmp_path: Path, *, parquet: bool) -> None:
     assert few.remarks["a"] == "is a number except in 200 rows (`x`, `y`), which count as missing"
     for wish, number in ((Wish.COMMA, 1234.0), (Wish.POINT, 1.234)):
         assert table(tmp_path, ["1.234"] * 200, wish, parquet=parquet).rows["a"][0] == number
-    with pytest.raises(UserError, match=r"data.types: column 'a' holds no number"):
+    with pytest.raises(UserError, match=r"data.types: column 'a' has no numbers"):
         table(tmp_path, ["x", "y"] * 100, Wish.NUMBER, parquet=parquet)
 
 

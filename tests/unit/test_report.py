@@ -249,7 +249,7 @@ def summary(**update: Any) -> Summary:
         test_rows=1384,
         columns=21,
         features=("tenure", "Contract"),
-        dropped={HOSTILE: "has one value only"},
+        dropped={HOSTILE: "has only one value"},
         positive="Yes",
         negative="No",
         positive_rate=0.26537,
@@ -308,7 +308,7 @@ def test_a_run_page_shows_the_figures_it_was_given(promoted):
     assert "−0.0722 (−0.0889 to −0.0551)" in page.text and "upper end is below 0" in page.text
     assert "upper end is at most +0.0238" in page.text and "lower end is at most +0.0200" in page.text
     assert "A false positive costs 1, a false negative 5." in page.text and "430 per 1,000" in page.text
-    assert "26.5 %" in page.text and "has one value only" in page.text and "12 rows are odd." in page.text
+    assert "26.5 %" in page.text and "has only one value" in page.text and "12 rows are odd." in page.text
     assert "sha256:bb" in page.text and "0.21.0" in page.text
     assert "SYNTHETIC" not in page.text.upper()
     assert promoted.rollout.status.candidate_revision in page.text
