@@ -19,7 +19,7 @@ from typing import Final
 import duckdb
 import pandas as pd
 
-from components.preprocess.spelling import CONFIGURED, Reading, Wish, choose, over
+from components.preprocess.spelling import CONFIGURED, Reading, Wish, choose
 from serin.errors import UserError
 
 INTEGERS: Final = ("tinyint", "smallint", "integer", "bigint", "hugeint")
@@ -193,7 +193,7 @@ def _typed(
     for i, name in enumerate(names):
         wish = wishes.get(name)
         choice = choose(connection, f"c{i}", name, wish)
-        columns.append(over(f"c{i}", choice.reading) + f" AS c{i}")
+        columns.append(choice.sql(f"c{i}") + f" AS c{i}")
         if choice.times:
             times.append(name)
         if choice.remark:

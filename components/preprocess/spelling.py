@@ -4,7 +4,7 @@ DuckDB counts how the values are spelled, plain functions decide from the counts
 the column. What anybody takes for granted (plain numbers, blanks, NA) is silent; every other guess leaves a remark.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import StrEnum
 from typing import Any, Final
 
@@ -56,6 +56,7 @@ _CODE = (
     f"((starts_with({_TRIMMED}, '0') OR contains({_TRIMMED}, ' ') OR length({_TRIMMED}) > 15) "
     rf"AND regexp_full_match({_TRIMMED}, '0\d+|\d+(?: \d+)+|\d{{16,}}'))"
 )
+_PERCENT = f"coalesce(ends_with({_TRIMMED}, '%'), false)"
 _PLAIN = f"CASE WHEN {_GIVEN} AND NOT contains({{0}}, '_') THEN try_cast({_TRIMMED} AS DOUBLE) END"
 _DAYS = [f"%{a}{mark}%{b}{mark}%Y" for a, b, marks in (("d", "m", "/.-"), ("m", "d", "/-")) for mark in marks]
 _TIMES = [day + time for time in ("", " %H:%M", " %H:%M:%S") for day in _DAYS]
@@ -108,11 +109,19 @@ CONFIGURED: Final = (Wish.TEXT, Wish.NUMBER, Wish.POINT, Wish.COMMA)
 @dataclass(frozen=True)
 class Choice:
     """`times`: the column is text, of nothing but dates or times. `remark` completes the sentence "`column` …" where
-    there is something to say."""
+    there is something to say. `percent`: the reading is of the values without their percent signs."""
 
     reading: Reading
     times: bool = False
     remark: str = ""
+    percent: bool = False
+
+    def sql(self, column: str) -> str:
+        return over(without_percent(column) if self.percent else column, self.reading)
+
+
+def without_percent(column: str) -> str:
+    return f"rtrim({column}, {_quoted(_BLANKS + '%')})"
 
 
 @dataclass(frozen=True)
@@ -175,8 +184,8 @@ def choose(connection: duckdb.DuckDBPyConnection, column: str, name: str, wish: 
     """How to read `column` of the table `source`, which messages call `name`. Raises `UserError` where numbers are
     wished for and there are none."""
     values = _Values(connection, column)
-    given, truths, plain, codes, times, placeholders = values.different(
-        _GIVEN, _TRUTH, f"({_PLAIN}) IS NOT NULL", _CODE, f"({_TIME}) IS NOT NULL", _PLACEHOLDER
+    given, truths, plain, codes, times, placeholders, percents = values.different(
+        _GIVEN, _TRUTH, f"({_PLAIN}) IS NOT NULL", _CODE, f"({_TIME}) IS NOT NULL", _PLACEHOLDER, _PERCENT
     )
     if wish is Wish.TEXT:
         return Choice(Reading.TEXT, times=times == given)
@@ -188,6 +197,11 @@ def choose(connection: duckdb.DuckDBPyConnection, column: str, name: str, wish: 
         return Choice(Reading.TEXT, times=True)
     if wish is None and given == placeholders + truths and truths:
         return Choice(Reading.TRUTH, remark=values.remark(Reading.TRUTH, values.numbers(Reading.TRUTH)))
+    if percents and percents + placeholders == given and wish is not Wish.DECLARED:
+        plainly = choose(connection, without_percent(column), name, wish)
+        if plainly.reading is not Reading.TEXT:
+            said = ", and ".join(filter(None, ("is in percent", plainly.remark)))
+            return replace(plainly, remark=said, percent=True)
     return _of_spellings(values, name, wish)
 
 

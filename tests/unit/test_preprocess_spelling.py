@@ -94,6 +94,17 @@ def test_a_whole_column_with_decimal_commas(tmp_path: Path) -> None:
     assert "written like `" in found.remarks["a"]
 
 
+@pytest.mark.parametrize("sign", ["%", " %"])
+def test_a_column_in_percent(tmp_path: Path, sign: str) -> None:
+    found = table(tmp_path, with_tenth([value + sign for value in AMOUNTS], "?"))
+    assert found.rows["a"][0] == float(AMOUNTS[0])
+    assert found.rows["a"].isna().sum() == 40
+    assert found.remarks["a"].startswith("is in percent, and is a number except in 40 rows (`?`),")
+    mixed = table(tmp_path, with_tenth(AMOUNTS, "12" + sign))
+    assert mixed.rows["a"].isna().sum() == 40
+    assert table(tmp_path, ["low%", "high%"] * 200).rows["a"][0] == "low%"
+
+
 def test_plain_numbers_are_read_without_a_word(tmp_path: Path) -> None:
     for values in (AMOUNTS, WHOLE, ["1.200", "1.300"] * 200, ["0", "0.5"] * 200, ["-1", "+2e3"] * 200):
         found = table(tmp_path, values)
