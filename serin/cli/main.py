@@ -7,7 +7,6 @@ import json
 import math
 import os
 import signal
-import sqlite3
 import subprocess
 import sys
 import time
@@ -484,9 +483,6 @@ def guarded(command: click.Command, name: str | None = None) -> None:
         if error.errno not in _REFUSED:
             raise
         click.echo(f"serin: {error.filename or 'a file'}: {error.strerror}.", err=True)
-        sys.exit(2)
-    except sqlite3.OperationalError as error:
-        click.echo(f"serin: the platform's serin.db cannot be used: {error}.", err=True)
         sys.exit(2)
     except click.ClickException as error:
         error.show()

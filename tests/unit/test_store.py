@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from serin.errors import UserError
+from serin.errors import TryAgain, UserError
 from serin.platforms.embedded.store import _MIGRATIONS, RevisionRecord, Server, Service, Store
 from serin.rollout.document import Candidate, Metadata, ModelRollout, Phase, Spec, Status
 
@@ -173,3 +173,58 @@ def test_many_may_open_a_new_home_at_once(tmp_path):
 
 def test_the_home_is_for_its_owner_only(store):
     assert store.home.stat().st_mode & 0o077 == 0
+
+
+def test_a_full_disk_is_one_sentence_and_the_store_goes_on_when_there_is_room(store):
+    store.create_rollout(rollout("churn-2"))
+    full = store._db.execute("PRAGMA page_count").fetchone()[0]
+    store._db.execute(f"PRAGMA max_page_count = {full}")
+    with pytest.raises(UserError, match=r"disk of .* is full; make room"), store.transaction():
+        store.save_setting("large", "x" * 100_000)
+    store._db.execute("PRAGMA max_page_count = 1000000")
+    with store.transaction():
+        store.save_setting("large", "x" * 100_000)
+    assert store.setting("large") == "x" * 100_000
+
+
+def test_a_locked_store_is_tried_again_and_nothing_is_left_begun(store):
+    impatient = Store(store.home, patience_s=0.01)
+    with store.transaction():
+        for _ in range(2):
+            with pytest.raises(TryAgain, match="locked by another program"), impatient.transaction():
+                pytest.fail("it has the store to itself")
+    with impatient.transaction():
+        impatient.save_setting("a", 1)
+    impatient.close()
+
+
+def test_a_damaged_store_is_one_sentence_with_the_fix(store):
+    for number in range(200):
+        store.save_setting(f"key {number}", "x" * 1000)
+    store.close()
+    file = store.home / "serin.db"
+    content = bytearray(file.read_bytes())
+    content[4096:] = b"\xff" * (len(content) - 4096)
+    file.write_bytes(content)
+    with pytest.raises(UserError, match=r"serin\.db is damaged .* run `serin up` and release the model again"):
+        damaged = Store(store.home)
+        damaged.rollouts()
+
+
+def test_a_commit_that_fails_leaves_no_transaction_open(store, monkeypatch):
+    """Else every later one would fail, too."""
+    run = Store._run
+
+    def fails(self: Store, query: str, values: object = ()) -> object:
+        if query == "COMMIT":
+            raise UserError("the disk is full")
+        return run(self, query, values)
+
+    monkeypatch.setattr(Store, "_run", fails)
+    with pytest.raises(UserError), store.transaction():
+        store.save_setting("a", 1)
+    monkeypatch.undo()
+    assert store.setting("a") is None
+    with store.transaction():
+        store.save_setting("a", 2)
+    assert store.setting("a") == 2

@@ -2,6 +2,7 @@
 
 import fcntl
 import os
+import shutil
 import signal
 import socket
 import time
@@ -12,6 +13,7 @@ from typing import Any, Final
 from serin.errors import TryAgain, UserError
 from serin.platforms.embedded import processes
 from serin.platforms.embedded.gateway import LOCAL
+from serin.platforms.embedded.routes import fall_back
 from serin.platforms.embedded.store import Store
 from serin.platforms.ports import Champion
 from serin.rollout.document import ModelRollout
@@ -19,6 +21,7 @@ from serin.rollout.document import ModelRollout
 NAMESPACE: Final = "default"
 START_S: Final = 30.0
 STOP_S: Final = 15.0
+FULL_BYTES: Final = 2**20
 SILENT_S: Final = 10.0
 """A supervisor touches its lock several times a second, whenever it has looked at everything."""
 
@@ -69,6 +72,8 @@ class Embedded:
         if supervisor_pid(home) is None:
             return f"no supervisor is running for {home}; start it with `serin up`"
         if time.time() - (home / processes.LOCK).stat().st_mtime > SILENT_S:
+            if shutil.disk_usage(home).free < FULL_BYTES:
+                return f"the disk of {home} is full, all traffic is with the stable revisions until there is room"
             return f"the supervisor of {home} makes no progress; see {home / 'logs' / 'supervisor.log'}"
         return "; ".join(_state(self.store)["problems"]) or None
 
@@ -100,9 +105,15 @@ def up(home: Path, *, timeout_s: float = START_S) -> str:
     supervisor ends, or the gateway does not answer within `timeout_s`.
     """
     home = home.resolve()
-    port = _port()
-    _check_port(home, port)
-    store = Store(home)
+    try:
+        port = _port()
+        _check_port(home, port)
+        store = Store(home)
+    except UserError:
+        with suppress(OSError):
+            if supervisor_pid(home) is None:  # nobody watches a candidate that still has traffic
+                fall_back(home)
+        raise
     try:
         log = home / "logs" / "supervisor.log"
         supervisor = None

@@ -7,16 +7,17 @@ Commands write specs, the supervisor writes status; both sides only ever see who
 import fcntl
 import json
 import sqlite3
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Final
 
-from serin.errors import UserError
+from serin.errors import TryAgain, UserError
 from serin.rollout.document import ModelRollout, Phase, Spec, Status
 
+FILE: Final = "serin.db"
 _MIGRATIONS: Final = (
     """
 CREATE TABLE rollout (
@@ -102,29 +103,35 @@ class RevisionRecord:
 
 
 class Store:
-    """Raises `UserError` when `home` cannot hold a platform, or holds one of another version."""
+    """Raises `UserError` when `home` cannot hold a platform, or holds one of another version.
 
-    def __init__(self, home: Path) -> None:
+    Everything here raises `UserError` when the store is damaged or cannot be written, `TryAgain` when it is locked.
+    """
+
+    def __init__(self, home: Path, *, patience_s: float = 30) -> None:
+        """`patience_s`: how long to wait for a program that keeps the store locked."""
         self.home = home
         try:
             home.mkdir(parents=True, exist_ok=True, mode=0o700)
-            self._db = sqlite3.connect(home / "serin.db", timeout=30, isolation_level=None)
+            self._db = sqlite3.connect(home / FILE, timeout=patience_s, isolation_level=None)
             self._db.row_factory = sqlite3.Row
             with (home / "opening").open("w") as lock:
                 fcntl.flock(lock, fcntl.LOCK_EX)  # SQLite does not wait for its turn to change the journal's mode
                 self._db.execute("PRAGMA journal_mode = WAL")
             self._db.execute("PRAGMA synchronous = NORMAL")
-        except (OSError, sqlite3.DatabaseError) as error:
+        except OSError as error:
             raise UserError(
                 f"Folder {home} cannot hold a platform ({error}); choose another as SERIN_HOME."
             ) from error
+        except sqlite3.DatabaseError as error:
+            raise explained(error, home) from error
         with self.transaction():
-            version = self._db.execute("PRAGMA user_version").fetchone()[0]
+            version = self._run("PRAGMA user_version")[0][0]
             for migration in _MIGRATIONS[version:]:
                 for statement in filter(str.strip, migration.split(";")):
-                    self._db.execute(statement)
+                    self._run(statement)
             if version < SCHEMA_VERSION:
-                self._db.execute(f"PRAGMA user_version = {SCHEMA_VERSION}")
+                self._run(f"PRAGMA user_version = {SCHEMA_VERSION}")
         if version > SCHEMA_VERSION:
             raise UserError(
                 f"{home} was written by a later version of serin (state {version}, this one reads {SCHEMA_VERSION}); "
@@ -137,23 +144,32 @@ class Store:
     @contextmanager
     def transaction(self) -> Iterator[None]:
         """All or nothing; transactions do not nest."""
-        self._db.execute("BEGIN IMMEDIATE")
+        self._run("BEGIN IMMEDIATE")
         try:
             yield
+            self._run("COMMIT")
         except BaseException:
-            self._db.execute("ROLLBACK")
+            if self._db.in_transaction:  # on a full disk SQLite has rolled back by itself
+                self._db.execute("ROLLBACK")
             raise
-        self._db.execute("COMMIT")
 
     def _rows(self, query: str, *values: object) -> list[sqlite3.Row]:
-        return self._db.execute(query, values).fetchall()
+        return self._run(query, values)
+
+    def _run(self, query: str, values: Sequence[object] = ()) -> list[sqlite3.Row]:
+        try:
+            return self._db.execute(query, values).fetchall()
+        except sqlite3.IntegrityError:
+            raise
+        except sqlite3.DatabaseError as error:
+            raise explained(error, self.home) from error
 
     # rollouts
 
     def create_rollout(self, rollout: ModelRollout) -> None:
         """Raises `UserError` when the name is taken."""
         try:
-            self._db.execute(
+            self._run(
                 "INSERT INTO rollout (namespace, name, created_at, spec, status) VALUES (?, ?, ?, ?, ?)",
                 (
                     rollout.metadata.namespace,
@@ -200,14 +216,14 @@ class Store:
         with self.transaction():
             found = self.rollout(name, namespace)
             spec = found.spec.model_copy(update=changes)
-            self._db.execute(
+            self._run(
                 "UPDATE rollout SET spec = ? WHERE namespace = ? AND name = ?",
                 (spec.model_dump_json(by_alias=True), namespace, name),
             )
         return found.model_copy(update={"spec": spec})
 
     def save_status(self, rollout: ModelRollout, status: Status) -> None:
-        self._db.execute(
+        self._run(
             "UPDATE rollout SET status = ? WHERE namespace = ? AND name = ?",
             (status.model_dump_json(by_alias=True), rollout.metadata.namespace, rollout.metadata.name),
         )
@@ -235,13 +251,13 @@ class Store:
         return json.loads(text) if text else None
 
     def _save_document(self, rollout: ModelRollout, column: str, document: dict[str, Any]) -> None:
-        self._db.execute(
+        self._run(
             f"UPDATE rollout SET {column} = ? WHERE namespace = ? AND name = ?",  # noqa: S608 - our own names
             (json.dumps(document, separators=(",", ":")), rollout.metadata.namespace, rollout.metadata.name),
         )
 
     def add_window(self, rollout: ModelRollout, window_id: int, document: dict[str, Any]) -> None:
-        self._db.execute(
+        self._run(
             "INSERT OR IGNORE INTO window VALUES (?, ?, ?, ?)",
             (rollout.metadata.namespace, rollout.metadata.name, window_id, json.dumps(document)),
         )
@@ -266,7 +282,7 @@ class Store:
         return Service(**dict(rows[0])) if rows else None
 
     def save_service(self, service: Service) -> None:
-        self._db.execute(
+        self._run(
             "INSERT OR REPLACE INTO service (namespace, name, stable, candidate, rollout, percent, revisions)"
             " VALUES (?, ?, ?, ?, ?, ?, ?)",
             (
@@ -288,7 +304,7 @@ class Store:
         return _revision(rows[0]) if rows else None
 
     def save_revision(self, revision: RevisionRecord) -> None:
-        self._db.execute(
+        self._run(
             "INSERT OR REPLACE INTO revision"
             " (namespace, name, service, model, digest, runtime, env, failure, servers)"
             " VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)",
@@ -306,7 +322,7 @@ class Store:
         )
 
     def delete_revision(self, revision: RevisionRecord) -> None:
-        self._db.execute("DELETE FROM revision WHERE namespace = ? AND name = ?", (revision.namespace, revision.name))
+        self._run("DELETE FROM revision WHERE namespace = ? AND name = ?", (revision.namespace, revision.name))
 
     # settings
 
@@ -315,7 +331,22 @@ class Store:
         return json.loads(rows[0]["value"]) if rows else None
 
     def save_setting(self, key: str, value: object) -> None:
-        self._db.execute("INSERT OR REPLACE INTO setting VALUES (?, ?)", (key, json.dumps(value)))
+        self._run("INSERT OR REPLACE INTO setting VALUES (?, ?)", (key, json.dumps(value)))
+
+
+def explained(error: sqlite3.DatabaseError, home: Path) -> UserError | TryAgain:
+    """A failure of the store as one sentence with what to do."""
+    file, code = home / FILE, getattr(error, "sqlite_errorname", "")
+    if code.startswith(("SQLITE_BUSY", "SQLITE_LOCKED")):
+        return TryAgain(f"{file} is locked by another program.", delay_s=5)
+    if code.startswith("SQLITE_FULL"):
+        return UserError(f"The disk of {home} is full; make room, for example with `serin prune`.")
+    if code.startswith(("SQLITE_CORRUPT", "SQLITE_NOTADB")):
+        return UserError(
+            f"{file} is damaged ({error}); put a copy of it back, or move it away, run `serin up` and release the "
+            "model again. A gateway that runs keeps serving the stable revisions."
+        )
+    return UserError(f"{file} cannot be used ({error}); check the disk of {home} and who may write there.")
 
 
 def _rollout(row: sqlite3.Row) -> ModelRollout:

@@ -19,6 +19,7 @@ from typing import IO, Any, Final
 import aiohttp
 
 from serin import address, checks, model
+from serin.errors import TryAgain, UserError
 from serin.judge.window import Window
 from serin.measure import envoy
 from serin.measure.windows import (
@@ -33,9 +34,10 @@ from serin.measure.windows import (
 )
 from serin.plan import Checks
 from serin.platforms.embedded import gateway, processes
-from serin.platforms.embedded.gateway import ServiceRoute, Upstream
+from serin.platforms.embedded.gateway import Upstream
 from serin.platforms.embedded.gateway_process import GatewayProcess
 from serin.platforms.embedded.platform import EmbeddedPlatform, Gateway
+from serin.platforms.embedded.routes import FOLDER, Routes, fall_back
 from serin.platforms.embedded.servers import Servers
 from serin.platforms.embedded.store import RevisionRecord, Store
 from serin.platforms.embedded.takeover import TakeOvers, remove_leftovers
@@ -43,8 +45,6 @@ from serin.rollout.document import Check, ModelRollout
 from serin.rollout.reconcile import RunChecks, reconcile, unwatched
 from serin.rollout.turns import active_rollouts
 
-CLUSTERS: Final = "clusters.json"
-ROUTES: Final = "routes.json"
 TICK_S: Final = 0.2
 DRAIN_S: Final = 10.0
 """A revision without traffic is stopped when its last request is answered, or after this time."""
@@ -53,6 +53,8 @@ COUNTERS_TIMEOUT_S: Final = 0.5
 MAX_COUNTERS_BYTES: Final = 2**20
 MIN_DRAIN_S: Final = 1.0
 STRAY_S: Final = 5.0
+LOCKED_S: Final = 0.5
+"""A store that another program keeps locked for longer is as good as none: a look must not wait for it."""
 PATIENCE_S: Final = 5.0
 """A stable revision may take so long to get ready before that is a problem."""
 _log = logging.getLogger("serin.supervisor")
@@ -61,33 +63,32 @@ _log = logging.getLogger("serin.supervisor")
 class Supervisor:
     def __init__(self, home: Path) -> None:
         self._home = home
-        self._store = Store(home)
+        self._store = Store(home, patience_s=LOCKED_S)
         self._takeovers = TakeOvers(home)
         self._platform = EmbeddedPlatform(self._store, self._takeovers)
-        self._folder = home / "gateway"
+        self._routes = Routes(home, self._store)
         self._servers = Servers(home, self._store)
         self._gateway = GatewayProcess(home, self._store)
         self._unready_since: dict[str, float] = {}
         self._state: dict[str, Any] | None = None
         self._draining: dict[str, float] = {}
         self._checks: dict[str, asyncio.Task[None]] = {}
-        self._written: dict[str, tuple[str, list[dict[str, Any]]]] = {}
-        self._splits: dict[str, dict[tuple[str, str], int]] = {}
         self._healthy: dict[str, int] = {}
-        self._complaint: str | None = None
+        self._complaints: dict[str, str] = {}
 
     async def run(self, stop: asyncio.Event) -> None:
-        self._folder.mkdir(parents=True, exist_ok=True)
+        (self._home / FOLDER).mkdir(parents=True, exist_ok=True)
         _private(self._home / gateway.SOCKETS)
-        self._recall_routes()
+        self._routes.recall()
         self._end_strays()
         remove_leftovers(self._home)
-        watch = asyncio.create_task(self._gateway.watch())
+        watch = asyncio.create_task(self._watch_gateway())
         while not stop.is_set():
             start = time.monotonic()
             try:
                 await self._tick()
             except Exception as error:  # a full disk, say: whoever ends now leaves a candidate nobody watches
+                self._fall_back()
                 self._complain(error)
             rest = TICK_S - (time.monotonic() - start)
             with contextlib.suppress(TimeoutError):
@@ -95,16 +96,29 @@ class Supervisor:
         for task in (watch, *self._checks.values()):
             task.cancel()
 
-    def _complain(self, error: Exception) -> None:
-        """Once, until it is another error or a look succeeds."""
-        if self._complaint != repr(error):
-            self._complaint = repr(error)
-            _log.error("reconciling the platform fails, retrying", exc_info=error)
+    async def _watch_gateway(self) -> None:
+        while True:
+            try:
+                await self._gateway.watch()
+            except Exception as error:
+                self._complain(error)
+
+    def _fall_back(self) -> None:
+        """No candidate has traffic while nobody watches it."""
+        try:
+            if self._routes.fall_back():
+                _log.error("all traffic goes to the stable revisions")
+        except OSError as error:
+            self._complain(error)
+
+    def _complain(self, error: Exception, about: str = "the platform") -> None:
+        """Once, until it is another error or a look succeeds: a full disk must not be filled with complaints."""
+        if self._complaints.get(about) != repr(error):
+            self._complaints[about] = repr(error)
+            _log.error("reconciling %s fails, retrying", about, exc_info=error)
 
     async def _tick(self) -> None:
         self._write_clusters()
-        if not (self._folder / ROUTES).exists():
-            self._write(ROUTES, gateway.routes([]))
         self._gateway.ensure()
         self._servers.look(self._healthy)
         stats = await self._gateway.stats()
@@ -114,9 +128,9 @@ class Supervisor:
         self._healthy = {name: cluster.healthy for name, cluster in stats.clusters.items()}
         seen = self._confirmed(stats)
         await self._steps(stats, seen)
-        self._write_routes(seen)
+        self._routes.write(self._store.services(), seen.healthy)
         self._retire(stats)
-        self._complaint = None
+        self._complaints.pop("the platform", None)
         os.utime(self._home / processes.LOCK)
 
     # rollouts
@@ -130,9 +144,12 @@ class Supervisor:
         for (rollout, waits_for, superseded_by), read in zip(turns, found, strict=True):
             try:
                 self._step(rollout, read, seen, waits_for, superseded_by)
+                self._complaints.pop(rollout.metadata.name, None)
+            except TryAgain:  # nothing about this rollout: it goes on when that is over, without traffic until then
+                raise
             except Exception as error:
                 # one broken rollout must neither stop the others nor leave users with a candidate nobody watches
-                _log.exception("%s could not be reconciled; rolling back to stable", rollout.metadata.name)
+                self._complain(error, rollout.metadata.name)
                 reason = f"{type(error).__name__}: {error}"
                 self._platform.withdraw(rollout)
                 self._store.save_status(rollout, unwatched(rollout.status, reason, datetime.now(UTC)))
@@ -272,52 +289,19 @@ class Supervisor:
     def _confirmed(self, stats: envoy.GatewayStats) -> Gateway:
         return Gateway(
             healthy=frozenset(name for name, cluster in stats.clusters.items() if cluster.healthy > 0),
-            splits=self._splits.get(stats.versions.get("services", ""), {}),
+            splits=self._routes.confirmed(stats),
         )
 
     def _write_clusters(self) -> None:
         revisions = self._store.revisions()
-        upstreams = [Upstream(each.cluster, each.service, self._servers.sockets(each)) for each in revisions]
-        self._write(CLUSTERS, gateway.clusters(upstreams))
-
-    def _write_routes(self, seen: Gateway) -> None:
-        """The wanted split of every service; a candidate whose health checks fail gets nothing."""
-        routes, splits = [], {}
-        for service in self._store.services():
-            if service.stable is None:
-                continue
-            stable, candidate = f"{service.namespace}/{service.stable}", f"{service.namespace}/{service.candidate}"
-            percent = service.percent if candidate in seen.healthy else 0
-            routes.append(ServiceRoute(service.name, {stable: 100 - percent, candidate: percent}, stable))
-            splits[(service.namespace, service.name)] = percent
-        self._write(ROUTES, gateway.routes(routes), splits)
-
-    def _recall_routes(self) -> None:
-        """What the routes in force mean, as the supervisor before us wrote it down."""
-        for version, splits in self._store.setting("routes") or []:
-            self._splits[version] = {(namespace, name): percent for namespace, name, percent in splits}
-
-    def _write(
-        self, name: str, resources: list[dict[str, Any]], splits: dict[tuple[str, str], int] | None = None
-    ) -> None:
-        """Replace a file of the gateway if its content changes. What `splits` it stands for is written down first,
-        so that whatever the gateway says is in force is understood after a restart at any moment."""
-        if self._written.get(name, ("", None))[1] == resources:
-            return
-        version = str(time.time_ns())
-        if splits is not None:
-            self._splits = {**dict(list(self._splits.items())[-2:]), version: splits}
-            known = [
-                [each, [[*key, percent] for key, percent in meant.items()]] for each, meant in self._splits.items()
-            ]
-            self._store.save_setting("routes", known)
-        gateway.write(self._folder / name, version, resources)
-        self._written[name] = (version, resources)
+        self._routes.write_clusters(
+            [Upstream(each.cluster, each.service, self._servers.sockets(each)) for each in revisions]
+        )
 
     def _retire(self, stats: envoy.GatewayStats) -> None:
         """Stop revisions no service refers to: out of the routes, drained, out of the clusters, then ended."""
         wanted = {(s.namespace, name) for s in self._store.services() for name in (s.stable, s.candidate) if name}
-        routes_in_force = stats.versions.get("services") == self._written.get(ROUTES, ("", None))[0]
+        routes_in_force = self._routes.in_force(stats)
         for record in self._store.revisions():
             if (record.namespace, record.name) in wanted or not routes_in_force:
                 continue
@@ -419,9 +403,17 @@ def main(home: Path) -> int:
             return 0
         lock.truncate(0)
         lock.write(str(os.getpid()))
-        lock.flush()
+        with contextlib.suppress(OSError):  # on a full disk it works on without its number there
+            lock.flush()
         os.chdir(home)
-        asyncio.run(_main(home))
+        try:
+            asyncio.run(_main(home))
+        except Exception as error:
+            fall_back(home)
+            if not isinstance(error, UserError | TryAgain):
+                raise
+            _log.error("%s", error)
+            return 2
     return 0
 
 
