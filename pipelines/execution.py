@@ -56,12 +56,13 @@ class Local:
         file.write_text(json.dumps(arguments, indent=1), encoding="utf-8")
         process = subprocess.Popen(
             processes.python("pipelines.local", str(COMPILED), str(file), str(folder / "pipeline")),
-            stdin=subprocess.DEVNULL,
+            stdin=subprocess.PIPE,  # see `serin.parent`
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             encoding="utf-8",
             errors="replace",
             env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1"},
+            start_new_session=True,  # a group of its own, so that a step ends with it
         )
         execution = _LocalExecution(process, folder)
         reader = threading.Thread(target=execution.read, args=(tell,))
@@ -70,11 +71,12 @@ class Local:
             yield execution
         finally:
             if process.poll() is None:
-                process.send_signal(signal.SIGINT)
-                try:
+                os.killpg(process.pid, signal.SIGINT)
+                with suppress(subprocess.TimeoutExpired):
                     process.wait(STOP_S)
-                except subprocess.TimeoutExpired:
-                    process.kill()
+                with suppress(ProcessLookupError):
+                    os.killpg(process.pid, signal.SIGKILL)
+                process.wait()
             reader.join()
 
 

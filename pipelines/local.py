@@ -6,6 +6,7 @@ what it says.
 
 import json
 import os
+import signal
 import sys
 import warnings
 from pathlib import Path
@@ -14,6 +15,8 @@ from pathlib import Path
 sys.modules["docker"] = None  # type: ignore[assignment]
 
 from kfp import components, local  # noqa: E402
+
+from serin import parent  # noqa: E402
 
 
 def run(compiled: Path, arguments: Path, root: Path) -> None:
@@ -36,4 +39,6 @@ def run(compiled: Path, arguments: Path, root: Path) -> None:
 
 
 if __name__ == "__main__":
+    if os.getpgrp() == os.getpid():  # else the group is not ours to end
+        parent.watch(lambda: os.killpg(0, signal.SIGKILL))  # with the step that is running
     run(*map(Path, sys.argv[1:]))

@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Final
+from typing import Final, NoReturn
 
 import click
 import yaml
@@ -309,11 +309,17 @@ def drill(
 @click.option("--rate", type=_POSITIVE, default=100, show_default=True, help="Requests per second.")
 @click.option("--seconds", type=_POSITIVE, default=None, help="Default: until stopped.")
 @click.option("--out", type=click.Path(path_type=Path), help="File for the counts, rewritten every second.")
+@click.option("--end-with-parent", is_flag=True, help="Stop when standard input ends.")
 @pass_platform
-def load(platform: Platform, service: str, rate: float, seconds: float | None, out: Path | None) -> None:
+def load(
+    platform: Platform, service: str, rate: float, seconds: float | None, out: Path | None, end_with_parent: bool
+) -> None:
     """Send recorded requests on schedule and count every answer by revision and status."""
     from serin import load as load_generator
+    from serin import parent
 
+    if end_with_parent:
+        parent.watch(lambda: os.kill(os.getpid(), signal.SIGTERM))
     champion = platform.champion(service)
     if champion is None or platform.address is None:
         raise UserError(f"Service {service} has no model yet; release one with `make run`.")
@@ -430,17 +436,21 @@ def _traffic(platform: Embedded, service: str, rate: float, folder: Path) -> Ite
     folder.mkdir(parents=True, exist_ok=True)
     out = (folder / TALLY).resolve()
     out.unlink(missing_ok=True)
-    arguments = ("load", "--service", service, "--rate", str(rate), "--out", str(out))
-    process = subprocess.Popen(
-        processes.python("serin.cli.main", "--home", str(platform.store.home), *arguments), stdout=subprocess.DEVNULL
-    )
+    arguments = ("load", "--service", service, "--rate", str(rate), "--out", str(out), "--end-with-parent")
+    with (folder / "load.log").open("wb") as log:
+        process = subprocess.Popen(
+            processes.python("serin.cli.main", "--home", str(platform.store.home), *arguments),
+            stdin=subprocess.PIPE,
+            stdout=log,
+            stderr=log,  # not ours: whoever reads that waits until all who hold it are gone
+        )
     try:
         while not out.exists() and process.poll() is None:  # it keeps its count from the first request on
             time.sleep(0.05)
         yield lambda: counts
     finally:
-        process.send_signal(signal.SIGTERM)
-        process.wait(30)
+        process.terminate()
+        process.communicate(timeout=30)
         counts.update(json.loads(out.read_text(encoding="utf-8")) if out.exists() else {})
 
 
@@ -471,6 +481,14 @@ def guarded(command: click.Command, name: str | None = None) -> None:
     """Run a command; a user's mistake ends with one sentence and exit code 2, so do a file that may not be read or
     written and a disk that is full. Files it makes are for this user alone: they hold people's data."""
     os.umask(0o077)
+    code = 130
+
+    def terminate(*_: object) -> NoReturn:
+        nonlocal code
+        code = 128 + signal.SIGTERM
+        raise KeyboardInterrupt  # what was started is ended on the way out
+
+    signal.signal(signal.SIGTERM, terminate)
     try:
         command(prog_name=name, standalone_mode=False)
     except UserError as error:
@@ -489,7 +507,7 @@ def guarded(command: click.Command, name: str | None = None) -> None:
         sys.exit(error.exit_code)
     except (click.Abort, KeyboardInterrupt):
         click.echo("interrupted; a running rollout continues: see `serin status`", err=True)
-        sys.exit(130)
+        sys.exit(code)
 
 
 if __name__ == "__main__":

@@ -173,6 +173,29 @@ def asked_as(here: Home, path: str, headers: dict[str, str], body: bytes | None 
         connection.close()
 
 
+TRAFFIC = """
+import sys, time
+from pathlib import Path
+from serin.cli import main
+from serin.platforms.embedded.client import Embedded
+with main._traffic(Embedded(Path(sys.argv[1])), sys.argv[2], 20, Path(sys.argv[3])):
+    print("started", flush=True)
+    time.sleep(600)
+"""
+
+
+@pytest.mark.parametrize("by", [signal.SIGTERM, signal.SIGKILL])
+def test_the_load_generator_of_a_release_ends_with_it(here, tmp_path, by):
+    """And holds nobody's pipe open: this would wait for its end."""
+    command = [sys.executable, "-c", TRAFFIC, str(here.path), SERVICE, str(tmp_path)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as release:
+        assert release.stdout.readline() == "started\n"
+        (generator,) = psutil.Process(release.pid).children()
+        release.send_signal(by)
+        release.communicate(timeout=20)
+    here.wait(lambda: not generator.is_running() or generator.status() == psutil.STATUS_ZOMBIE, "its end")
+
+
 def test_clients_that_speak_http_1_0_are_answered(here):
     address = urllib.parse.urlsplit(here.address)
     with socket.create_connection((address.hostname, address.port), timeout=10) as connection:
