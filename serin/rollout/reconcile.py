@@ -108,10 +108,15 @@ def reconcile(spec: Spec, status: Status, observation: Observation, now: datetim
         return status, ()
     status = status.model_copy(update={"reason": status.reason.partition(STABLE_DOWN)[0]})
     status, actions = _reconcile(spec, status, observation, now)
-    stable = observation.stable
-    if stable is not None and stable.failure is not None and not stable.ready and not status.phase.terminal:
-        status = status.model_copy(update={"reason": f"{status.reason}{STABLE_DOWN}: {stable.failure}"})
+    if (why := _stable_down(observation.stable)) is not None and not status.phase.terminal:
+        status = status.model_copy(update={"reason": f"{status.reason.rstrip('.')}{STABLE_DOWN}: {why}"})
     return status, actions
+
+
+def _stable_down(stable: Revision | None) -> str | None:
+    if stable is None or stable.ready:
+        return None
+    return stable.failure or (f"it died, restart {stable.restarts} is under way" if stable.restarts else None)
 
 
 def _reconcile(spec: Spec, status: Status, observation: Observation, now: datetime) -> Step:

@@ -503,6 +503,22 @@ def test_a_port_that_is_taken_is_refused_by_its_holders_name_and_two_homes_share
             assert client.up(one.path) == one.address and client.supervisor_pid(one.path) is not None
 
 
+def test_a_port_taken_while_the_gateway_was_dead_is_said_and_taken_back(tmp_path, monkeypatch):
+    with home_on(tmp_path / "home", "0", monkeypatch) as platform:
+        port = int(platform.address.rsplit(":", 1)[1])
+        supervisor = client.supervisor_pid(platform.path)
+        os.kill(supervisor, signal.SIGSTOP)
+        psutil.Process(platform.platform.store.setting("gateway_pid")[0]).kill()
+        platform.wait(lambda: processes.port_is_free(port), "the port to be free")
+        with socket.create_server(("127.0.0.1", port)):
+            os.kill(supervisor, signal.SIGCONT)
+            told = f"the gateway cannot listen on port {port}: it is taken by "
+            platform.wait(lambda: told in (platform.platform.problem() or ""), "the problem")
+            assert f"(process {os.getpid()})" in platform.platform.problem()
+        platform.wait(lambda: "cannot listen" not in (platform.platform.problem() or ""), "the end of it")
+        assert client.up(platform.path) == platform.address
+
+
 def home_on(path: Path, port: str, monkeypatch):
     monkeypatch.setenv("SERIN_PORT", port)
     return home(path)

@@ -12,6 +12,7 @@ from serin.plan import Bake, Checks, OnInconclusive, Plan, Stage
 from serin.rollout.document import Approval, Phase
 from serin.rollout.reconcile import (
     MAX_LOSSES,
+    STABLE_DOWN,
     CreateCandidate,
     Discard,
     Promote,
@@ -541,3 +542,24 @@ def test_a_dry_run_still_takes_a_dying_candidate_back():
     here.until(Phase.PROGRESSING)
     here.candidate = replace(here.candidate, restarts=3)
     assert here.until(Phase.ROLLED_BACK).reason == "candidate died 3 times"
+
+
+@pytest.mark.parametrize(
+    ("down", "why"),
+    [
+        (Revision(STABLE, ready=False, restarts=3, failure="its model is gone"), "its model is gone"),
+        (Revision(STABLE, ready=False, restarts=3), "it died, restart 3 is under way"),
+    ],
+)
+def test_a_stable_revision_that_is_down_is_said_once_and_is_no_reason_to_stop(down, why):
+    here = world()
+    here.until(Phase.PROGRESSING)
+    up, here.stable = here.stable, down
+    for _ in range(3):
+        status = here.tick(1)
+        assert status.phase is Phase.PROGRESSING
+        assert status.reason.endswith(f"{STABLE_DOWN}: {why}") and status.reason.count(STABLE_DOWN) == 1
+    here.stable = up
+    assert STABLE_DOWN not in here.tick(1).reason
+    here.stable = down
+    assert STABLE_DOWN not in here.until(Phase.PROMOTED).reason

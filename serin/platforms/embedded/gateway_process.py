@@ -41,9 +41,10 @@ class GatewayProcess:
     def __init__(self, home: Path, store: Store) -> None:
         self._home, self._store = home, store
         self._child: subprocess.Popen[bytes] | None = None
+        self._admin: aiohttp.ClientSession | None = None
         self._retry_at = 0.0
         self._spawned_at = 0.0
-        self._refused = 0
+        self._refused, self._came_up = 0, False
         self._answered_at = time.monotonic()
         self._trouble: str | None = None
         self._replaced: tuple[float, str] | None = None
@@ -55,8 +56,8 @@ class GatewayProcess:
     @property
     def pid(self) -> int | None:
         """Of the gateway that is alive."""
-        if self._child is not None:
-            self._child.poll()
+        if self._child is not None and self._child.poll() is None:
+            return self._child.pid  # whether or not it could be written down
         pid, started = self._store.setting("gateway_pid") or (None, None)
         return pid if processes.alive(pid, started) else None
 
@@ -87,7 +88,7 @@ class GatewayProcess:
 
     def _note_death(self, child: subprocess.Popen[bytes]) -> None:
         self._child = None
-        if self._answered_at > self._spawned_at:
+        if self._came_up:
             self._replaced = (time.monotonic(), f"the gateway died at {_clock()} and was restarted")
             _log.error("the gateway died (exit code %s)", child.returncode)
         else:
@@ -111,7 +112,7 @@ class GatewayProcess:
         )
         self._child = process
         self._spawned_at = self._answered_at = time.monotonic()
-        self._refused = 0
+        self._refused, self._came_up = 0, False
         with self._store.transaction():
             self._store.save_setting("port", port or None)
             self._store.save_setting("gateway_pid", [process.pid, started])
@@ -120,18 +121,23 @@ class GatewayProcess:
     async def stats(self) -> envoy.GatewayStats | None:
         """None while it does not answer: without a look at it nothing is decided."""
         query = {"text_readouts": "", "filter": envoy.STATS_FILTER}
+        if self._admin is None:
+            self._admin = address.session(address.UNIX + gateway.ADMIN, timeout_s=ANSWER_TIMEOUT_S)
         try:
-            async with (
-                address.session(address.UNIX + gateway.ADMIN, timeout_s=ANSWER_TIMEOUT_S) as admin,
-                admin.get("/stats/prometheus", params=query) as response,
-            ):
+            async with self._admin.get("/stats/prometheus", params=query) as response:
                 found = envoy.parse(await response.text())
-                if self._store.setting("port") is None:
-                    await self._note_port(admin)
-                return found
+            if self._store.setting("port") is None:
+                await self._note_port(self._admin)
         except (aiohttp.ClientError, TimeoutError) as error:
             _log.info("gateway does not answer: %s", error)
             return None
+        self._came_up = self._told = True
+        return found
+
+    async def close(self) -> None:
+        """Of what it was asked with; the process itself goes on."""
+        if self._admin is not None:
+            await self._admin.close()
 
     async def _note_port(self, admin: aiohttp.ClientSession) -> None:
         """The port that the gateway was given, now that it has it."""
@@ -146,25 +152,23 @@ class GatewayProcess:
         """Try, for as long as it runs, whether clients are let in, and replace a gateway that shuts them out."""
         while True:
             await asyncio.sleep(PROBE_S)
-            port, pid = self._store.setting("port"), self.pid
-            if port is None or pid is None:
-                continue
-            await self._probe(port, pid)
+            try:
+                port, pid = self._store.setting("port"), self.pid
+                if port is not None and pid is not None:
+                    await self._probe(port, pid)
+            except Exception as error:  # a disk that is full, say: whoever ends now leaves a gateway nobody probes
+                self._say(f"the gateway cannot be probed: {error!r}")
 
     async def _probe(self, port: int, pid: int) -> None:
         try:
-            async with (
-                address.session(f"http://{LOCAL}:{port}", timeout_s=ANSWER_TIMEOUT_S) as client,
-                client.get("/") as response,
-            ):
-                await response.read()
+            await asyncio.wait_for(_one_answer(port), ANSWER_TIMEOUT_S)
         except TimeoutError:
             pass
-        except (aiohttp.ClientError, OSError):
+        except OSError:
             self._refused += 1
         else:
             self._refused, self._answered_at = 0, time.monotonic()
-            self._told, self._trouble = True, None
+            self._trouble = None
             return
         now = time.monotonic()
         shut = self._refused >= REFUSALS and now - self._spawned_at > START_S
@@ -179,6 +183,17 @@ class GatewayProcess:
         if trouble != self._trouble:
             _log.error("%s", trouble)
         self._trouble = trouble
+
+
+async def _one_answer(port: int) -> None:
+    """Raises `OSError` when a client is not let in, or gets no answer."""
+    reader, writer = await asyncio.open_connection(LOCAL, port)
+    try:
+        writer.write(b"GET / HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n")
+        if not (await reader.readline()).startswith(b"HTTP/1.1 "):
+            raise ConnectionError("no answer")
+    finally:
+        writer.close()
 
 
 def _clock() -> str:

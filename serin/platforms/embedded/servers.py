@@ -3,14 +3,13 @@
 A revision has several, so that its users do not notice the end of one.
 """
 
-import dataclasses
 import logging
 import os
 import signal
 import subprocess
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Final
 
@@ -66,12 +65,15 @@ class Servers:
     def _looked_at(self, record: RevisionRecord, healthy: int, *, lasting: bool) -> RevisionRecord:
         """`lasting` revisions are started again whatever they died of: there is none but them."""
         if healthy > 0:
-            record = dataclasses.replace(record, failure=None)
+            record = replace(record, failure=None)
         servers = list(record.servers)
         if not servers or (healthy >= len(servers) and len(servers) < self._wanted(record)):
             servers.append(Server())
         for number, server in enumerate(servers):
             key = gateway.socket_of(record.cluster, number)
+            child = self._children.get(key)
+            if child is not None and child.poll() is None and server.pid != child.pid:  # it could not be written down
+                servers[number] = server = replace(server, pid=child.pid, started=processes.started(child.pid))
             if processes.alive(server.pid, server.started):
                 self._seen_alive.add(key)
                 continue
@@ -79,7 +81,7 @@ class Servers:
                 record, servers[number] = self._after_death(record, server, key)
             if (record.failure is None or lasting) and time.monotonic() >= self._retry_at.get(key, 0):
                 servers[number] = self._started(record, servers[number], number, key)
-        return dataclasses.replace(record, servers=tuple(servers))
+        return replace(record, servers=tuple(servers))
 
     def _wanted(self, record: RevisionRecord) -> int:
         chosen: int | None = self._store.setting(REPLICAS)
@@ -95,7 +97,7 @@ class Servers:
         child = self._children.pop(key, None)
         code = child.poll() if child is not None else None
         if code == _USER_MISTAKE:
-            record = dataclasses.replace(record, failure=self._last_words(record))
+            record = replace(record, failure=self._last_words(record))
         _log.warning("%s died (exit code %s), %d restarts so far", record.name, code, server.restarts)
         return record, Server(restarts=server.restarts + 1)
 
@@ -116,7 +118,7 @@ class Servers:
         )
         self._children[key] = process
         self._seen_alive.add(key)
-        return dataclasses.replace(server, pid=process.pid, started=started)
+        return replace(server, pid=process.pid, started=started)
 
     def end(self, record: RevisionRecord) -> None:
         for number, server in enumerate(record.servers):

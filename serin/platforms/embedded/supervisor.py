@@ -95,6 +95,7 @@ class Supervisor:
                 await asyncio.wait_for(stop.wait(), max(rest, 0.01))
         for task in (watch, *self._checks.values()):
             task.cancel()
+        await self._gateway.close()
 
     async def _watch_gateway(self) -> None:
         while True:
