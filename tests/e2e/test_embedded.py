@@ -300,7 +300,7 @@ def test_clients_that_gave_up_count_against_the_candidate(here, models):
         ended = here.ended(here.drill(models / "2", "latency", checks=Checks.NONE))
     status = ended.status
     assert status.phase is Phase.ROLLED_BACK and "errors" in status.reason, here.story()
-    assert "gave up" in status.reason
+    assert "Clients abandoned" in status.reason
     assert 0 < status.errors.candidate <= status.requests.candidate <= tally.answers["", 0]
     windows = [timeline.from_document(each) for each in here.platform.store.windows(ended.metadata.name, "default")]
     assert timeline.total(windows, timeline.Arm.CANDIDATE).events["abandoned"] > 0
