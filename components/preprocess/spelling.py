@@ -44,6 +44,10 @@ def _grouped(separator: str, decimal: str) -> str:
     return _quoted(rf"[+-]?{whole}(?:[{decimal}]\d*)?")
 
 
+_DAYS: Final = [f"%{a}{mark}%{b}{mark}%Y" for a, b, marks in (("d", "m", "/.-"), ("m", "d", "/-")) for mark in marks]
+TIMES: Final = tuple(day + time for time in ("", " %H:%M", " %H:%M:%S") for day in _DAYS)
+"""Formats of days and times other than ISO 8601."""
+
 # SQL over a column {0}
 _TRIMMED = f"trim({{0}}, {_quoted(_BLANKS)})"
 _WORD = f"lower({_TRIMMED})"
@@ -58,11 +62,9 @@ _CODE = (
 )
 _PERCENT = f"coalesce(ends_with({_TRIMMED}, '%'), false)"
 _PLAIN = f"CASE WHEN {_GIVEN} AND NOT contains({{0}}, '_') THEN try_cast({_TRIMMED} AS DOUBLE) END"
-_DAYS = [f"%{a}{mark}%{b}{mark}%Y" for a, b, marks in (("d", "m", "/.-"), ("m", "d", "/-")) for mark in marks]
-_TIMES = [day + time for time in ("", " %H:%M", " %H:%M:%S") for day in _DAYS]
 _TIME = (
     rf"CASE WHEN regexp_matches({_TRIMMED}, '^\d+[-/.]\d+[-/.]\d') THEN coalesce("
-    f"try_cast({{0}} AS TIMESTAMP), try_strptime({_TRIMMED}, [{', '.join(map(_quoted, _TIMES))}])) END"
+    f"try_cast({{0}} AS TIMESTAMP), try_strptime({_TRIMMED}, [{', '.join(map(_quoted, TIMES))}])) END"
 )
 _AMOUNT = rf"regexp_replace(regexp_replace({_TRIMMED}, '^([+-]?)\s*{_UNIT}\s*', '\1'), '\s*{_UNIT}$', '')"
 _POINTED = f"regexp_full_match({_AMOUNT}, {_grouped(',', '.')})"

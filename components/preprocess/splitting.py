@@ -11,6 +11,7 @@ import pandas as pd
 
 from components.config import Config
 from components.preprocess.contract import FIRST_ROWS, show_rows
+from components.preprocess.spelling import TIMES
 from serin.errors import UserError
 
 SEPARATOR: Final = "\x1f"
@@ -53,12 +54,18 @@ def position(key: str) -> float:
 def _latest(values: pd.Series, share: float) -> npt.NDArray[np.bool_]:
     times = pd.to_numeric(values, errors="coerce").astype("float64")
     if times.isna().any():
-        instants = pd.to_datetime(values, format="ISO8601", utc=True, errors="coerce")
-        times = instants.astype("int64").astype("float64").where(instants.notna())
+        times = _instants(values, "ISO8601")
+    if times.isna().any() and (orders := _days_and_months(values)):
+        if len(orders) > 1:
+            raise UserError(
+                f"Config split.time: in column {values.name!r} the day could come first, or the month; write "
+                "them like 2026-01-31."
+            )
+        (times,) = orders
     if times.isna().any():
         where = show_rows(int(times.isna().sum()), [int(i) + 1 for i in np.flatnonzero(times.isna())[:FIRST_ROWS]])
         raise UserError(
-            f"Config split.time: column {values.name!r} has values that are neither numbers nor ISO 8601 times "
+            f"Config split.time: column {values.name!r} has values that are neither numbers nor times "
             f"({where}); write them like 2026-01-31."
         )
     latest = (times >= times.quantile(1 - share, interpolation="higher")).to_numpy()
@@ -68,3 +75,15 @@ def _latest(values: pd.Series, share: float) -> npt.NDArray[np.bool_]:
             "choose a finer one."
         )
     return latest
+
+
+def _instants(values: pd.Series, form: str) -> pd.Series:
+    """Seconds since 1970, NaN where a value is not of the form."""
+    instants = pd.to_datetime(values, format=form, utc=True, errors="coerce")
+    return (instants - pd.Timestamp(0, tz="UTC")).dt.total_seconds()
+
+
+def _days_and_months(values: pd.Series) -> list[pd.Series]:
+    """The instants in every order of day and month in which all values are some."""
+    orders = (_instants(values.str.strip(), form) for form in TIMES)
+    return [instants for instants in orders if instants.notna().all()]

@@ -212,7 +212,7 @@ def nan_target(rows: pd.DataFrame) -> pd.DataFrame:
         (
             lambda rows: rows,
             {"split": {"time": "Contract"}},
-            "neither numbers nor ISO 8601 times .600 rows: 1, 2, 3, …",
+            "neither numbers nor times .600 rows: 1, 2, 3, …",
         ),
     ],
 )
@@ -340,6 +340,21 @@ def test_a_row_number_is_found_though_some_rows_were_repeated_or_removed(
     assert "`row` numbers the rows, but not in their order; if it is an id, add it to ids." in found.notes
     month = customers.assign(month=np.arange(len(customers)) // 20)
     assert run(tmp_path / "month", month, config()).dropped == {}
+
+
+@pytest.mark.parametrize("spelling", ["{day:02d}-{month:02d}-2024", "{day}.{month}.2024 10:30", "{month}/{day}/2024"])
+def test_days_in_other_orders_are_times_as_well(tmp_path: Path, customers: pd.DataFrame, spelling: str) -> None:
+    days = [spelling.format(month=i % 12 + 1, day=15 + i % 3) for i in range(len(customers))]
+    summary = run(tmp_path, customers.assign(day=days), config(split={"time": "day", "test": 0.25}))
+    assert summary.test_rows == len(customers) // 4
+    expected = {spelling.format(month=month, day=15 + (month - 1) % 3) for month in (10, 11, 12)}
+    assert set(read_rows(tmp_path / "test")["day"]) == expected
+
+
+def test_days_that_could_be_months_are_refused(tmp_path: Path, customers: pd.DataFrame) -> None:
+    days = [f"{i % 9 + 1:02d}-{i % 12 + 1:02d}-2024" for i in range(len(customers))]
+    with pytest.raises(UserError, match="in column 'day' the day could come first, or the month; write them like"):
+        run(tmp_path, customers.assign(day=days), config(split={"time": "day"}))
 
 
 def test_without_ids_equal_rows_share_a_side(tmp_path: Path, customers: pd.DataFrame) -> None:
