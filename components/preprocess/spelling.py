@@ -4,6 +4,7 @@ DuckDB counts how the values are spelled, plain functions decide from the counts
 the column. What anybody takes for granted (plain numbers, blanks, NA) is silent; every other guess leaves a remark.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from enum import StrEnum
 from typing import Any, Final
@@ -60,6 +61,7 @@ _CODE = (
     f"((starts_with({_TRIMMED}, '0') OR contains({_TRIMMED}, ' ') OR length({_TRIMMED}) > 15) "
     rf"AND regexp_full_match({_TRIMMED}, '0\d+|\d+(?: \d+)+|\d{{16,}}'))"
 )
+_DIGIT = r"coalesce(regexp_matches({0}, '\d'), false)"
 _PERCENT = f"coalesce(ends_with({_TRIMMED}, '%'), false)"
 _PLAIN = f"CASE WHEN {_GIVEN} AND NOT contains({{0}}, '_') THEN try_cast({_TRIMMED} AS DOUBLE) END"
 _TIME = (
@@ -182,12 +184,22 @@ def _names_things(found: Numbers) -> bool:
     return found.digits == found.read and bool(found.codes or found.mixed)
 
 
+def plain_numbers(connection: duckdb.DuckDBPyConnection, columns: Sequence[str]) -> frozenset[str]:
+    """Those columns of the table `source` that hold plain numbers and blanks only: most of a wide table, found by one
+    look at several columns and without gathering their different values."""
+    conditions = (_GIVEN, f"({_PLAIN}) IS NOT NULL", _CODE)
+    counts = [over(column, f"count(*) FILTER ({condition})") for column in columns for condition in conditions]
+    found = connection.execute(f"SELECT {', '.join(counts)} FROM source").fetchall()[0]  # noqa: S608 (c0, c1, …)
+    by_column = zip(columns, found[::3], found[1::3], found[2::3], strict=True)
+    return frozenset(column for column, given, plain, codes in by_column if given and given == plain and not codes)
+
+
 def choose(connection: duckdb.DuckDBPyConnection, column: str, name: str, wish: Wish | None) -> Choice:
     """How to read `column` of the table `source`, which messages call `name`. Raises `UserError` where numbers are
     wished for and there are none."""
     values = _Values(connection, column)
-    given, truths, plain, codes, times, placeholders, percents = values.different(
-        _GIVEN, _TRUTH, f"({_PLAIN}) IS NOT NULL", _CODE, f"({_TIME}) IS NOT NULL", _PLACEHOLDER, _PERCENT
+    given, truths, plain, codes, times, placeholders, percents, with_digits = values.different(
+        _GIVEN, _TRUTH, f"({_PLAIN}) IS NOT NULL", _CODE, f"({_TIME}) IS NOT NULL", _PLACEHOLDER, _PERCENT, _DIGIT
     )
     if wish is Wish.TEXT:
         return Choice(Reading.TEXT, times=times == given)
@@ -204,6 +216,8 @@ def choose(connection: duckdb.DuckDBPyConnection, column: str, name: str, wish: 
         if plainly.reading is not Reading.TEXT:
             said = ", and ".join(filter(None, ("is in percent", plainly.remark)))
             return replace(plainly, remark=said, percent=True)
+    if wish not in CONFIGURED and not plain and not with_digits:
+        return Choice(Reading.TEXT)
     return _of_spellings(values, name, wish)
 
 

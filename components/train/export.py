@@ -26,6 +26,7 @@ OPSETS: Final = (helper.make_opsetid("", 18), helper.make_opsetid("ai.onnx.ml", 
 IR_VERSION: Final = 8
 PARITY: Final = 1e-5
 """Largest allowed difference of a probability between Python and ONNX."""
+GAPS: Final = 500
 UNSEEN: Final = "\N{REPLACEMENT CHARACTER} never seen in training"
 
 
@@ -46,15 +47,23 @@ def check_parity(python: np.ndarray, exported: np.ndarray, rows: list[str]) -> N
 
 
 def hostile(inputs: pd.DataFrame, limit: int = 50) -> pd.DataFrame:
-    """Up to `limit` of the rows, with every number missing, every string missing, every string unseen,
-    and one row per column in which only that column is missing."""
+    """Up to `limit` of the rows, with every number missing, every string missing, every string unseen; then the first
+    row with one column missing at a time, or where there are more than `GAPS` columns, one in every `GAPS`."""
     some = inputs.head(limit)
     numbers = [name for name in inputs.columns if inputs[name].dtype == np.float32]
     strings = [name for name in inputs.columns if name not in numbers]
     gaps = [some.assign(**dict.fromkeys(numbers, np.float32("nan")))]
     gaps += [some.assign(**dict.fromkeys(strings, value)) for value in ("", UNSEEN)]
-    gaps += [some.head(1).assign(**{name: np.float32("nan") if name in numbers else ""}) for name in inputs.columns]
+    gaps.append(_single_gaps(some.head(1)))
     return pd.concat(gaps, ignore_index=True)
+
+
+def _single_gaps(row: pd.DataFrame) -> pd.DataFrame:
+    count = min(len(row.columns), GAPS)
+    columns = {name: np.repeat(row[name].to_numpy(), count) for name in row.columns}
+    for i, values in enumerate(columns.values()):
+        values[i % count] = np.float32("nan") if values.dtype == np.float32 else ""
+    return pd.DataFrame(columns)
 
 
 class _Graph:

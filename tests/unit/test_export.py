@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from components.train import scoring
 from components.train.calibration import Sigmoid
 from components.train.export import (
+    GAPS,
     IR_VERSION,
     OPSETS,
     PARITY,
@@ -175,3 +176,13 @@ def test_a_file_that_is_no_graph_is_the_users_to_fix(tmp_path: Path) -> None:
     )
     with pytest.raises(UserError, match="does not run in ONNX Runtime"):
         scoring.score(tmp_path, pd.DataFrame())
+
+
+def test_a_wide_table_has_a_gap_in_each_column_and_few_rows() -> None:
+    columns = 2 * GAPS + 1
+    row = pd.DataFrame({f"f{i}": np.ones(1, np.float32) for i in range(columns)})
+    rows = hostile(row)
+    assert len(rows) <= GAPS + 3
+    single = rows[rows.isna().any(axis=1) & ~rows.isna().all(axis=1)]
+    assert single.isna().any().all()
+    assert single.isna().sum(axis=1).max() <= 3

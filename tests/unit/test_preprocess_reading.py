@@ -178,3 +178,23 @@ def test_csv_and_parquet_say_the_same(
     from_csv = read(directory / "data.csv", wishes={"text": Wish.TEXT}).rows
     pd.testing.assert_frame_equal(from_csv, read(directory / "data.parquet", wishes={"text": Wish.TEXT}).rows)
     pd.testing.assert_series_equal(from_csv["number"], frame["number"])
+
+
+@pytest.mark.parametrize("kind", ["csv", "parquet"])
+def test_a_wide_table_is_read(tmp_path: Path, kind: str) -> None:
+    """One statement over all columns would take minutes and most of the memory."""
+    numbers = {f"number {i}": [f"{i}.5", "", "-1"] for i in range(800)}
+    texts = {f"text {i}": ["a", "b", " "] for i in range(200)}
+    wide = {**numbers, **texts, "odd": ["1", "two", "3"], "code": ["007", "8", "9"]}
+    table = pd.DataFrame(wide)
+    if kind == "csv":
+        rows = read(write(tmp_path, table.to_csv(index=False))).rows
+    else:
+        file = write_parquet(table.astype("str"), tmp_path / "wide.parquet")
+        rows = read(file, wishes=dict.fromkeys(numbers, Wish.NUMBER)).rows
+    assert list(rows.columns) == list(wide)
+    assert rows["number 799"].tolist()[::2] == [799.5, -1.0]
+    assert np.isnan(rows["number 0"][1])
+    assert rows["text 199"].tolist() == ["a", "b", ""]
+    assert rows["odd"].tolist() == ["1", "two", "3"]
+    assert rows["code"].tolist() == ["007", "8", "9"]
