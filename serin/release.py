@@ -3,7 +3,7 @@
 import re
 from collections.abc import Sequence
 
-from serin.platforms.ports import Platform
+from serin.platforms.ports import NameTaken, Platform, Which
 from serin.rollout.document import Metadata, ModelRollout, Phase, Spec
 
 
@@ -13,11 +13,17 @@ def request(platform: Platform, spec: Spec, digest: str) -> ModelRollout:
     A model that was rolled back, failed, or replaced since may be tried again: a new rollout with a numbered name.
     """
     prefix = f"{spec.service}-{digest.removeprefix('sha256:')[:8]}"
-    champion = platform.champion(spec.service)
-    name, existing = attach(platform.rollouts(), prefix, serving=champion is not None and champion.digest == digest)
-    if existing is not None:
-        return existing
-    return create(platform, spec, name)
+    while True:
+        champion = platform.champion(spec.service)
+        serving = champion is not None and champion.digest == digest
+        name, existing = attach(platform.rollouts(Which(name=prefix)), prefix, serving=serving)
+        if existing is not None:
+            return existing
+        try:
+            return create(platform, spec, name)
+        except NameTaken:  # somebody else asked for the same at this very moment: theirs is there now
+            if platform.find(name) is None:
+                raise
 
 
 def create(platform: Platform, spec: Spec, name: str) -> ModelRollout:

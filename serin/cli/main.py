@@ -12,6 +12,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Final, NoReturn
@@ -33,7 +34,7 @@ from serin.platforms import connect
 from serin.platforms.embedded import client, processes
 from serin.platforms.embedded.client import Embedded
 from serin.platforms.embedded.servers import REPLICAS
-from serin.platforms.ports import Platform
+from serin.platforms.ports import ALL, Platform, Which
 from serin.report import words
 from serin.rollout.document import Candidate, EnvVar, ModelRollout, Phase, Spec, parse
 
@@ -41,6 +42,7 @@ FAULTS: Final = ("errors", "latency", "scores", "crash", "slowstart")
 SWITCHES: Final = ("pause", "resume", "approve", "promote", "abort")
 _SUMMARY: Final = 68
 """Characters that a command's summary may have in a list of commands."""
+LISTED: Final = 20
 AWAY_S: Final = 120.0
 """A watch goes on through an API server that is away no longer than this."""
 _PIPE_WIDTH: Final = 240
@@ -147,18 +149,30 @@ def down(context: click.Context) -> None:
 
 
 @cli.command()
+@click.option("--service", default=None, help="Of this service only.")
+@click.option("--since", default=None, metavar="TIME", help="Made since then: 36h, 7d, or a date such as 2026-11-30.")
+@click.option("--all", "every", is_flag=True, help=f"All, not only the latest {LISTED} and those under way.")
 @pass_platform
-def status(platform: Platform) -> None:
-    """Show the service and all rollouts."""
-    rollouts = platform.rollouts()
+def status(platform: Platform, service: str | None, since: str | None, *, every: bool) -> None:
+    """Show the service and its rollouts."""
+    now = datetime.now(UTC)
+    which = Which(service=service, since=view.since(since, now) if since is not None else None)
+    rollouts = list(platform.rollouts(which if every else replace(which, last=LISTED + 1)))
     click.echo(platform.problem() or str(platform))
     if not rollouts:
-        click.echo("no rollouts yet")
+        click.echo("no rollouts yet" if which == ALL else "no such rollouts")
         return
+    older = len(rollouts) > LISTED and not every
+    if older:
+        names = {each.metadata.name for each in rollouts}
+        under_way = platform.rollouts(replace(which, unfinished=True))
+        rollouts = [*(each for each in under_way if each.metadata.name not in names), *rollouts[1:]]
     console = Console()
     if not console.is_terminal:
         console = Console(width=_PIPE_WIDTH)
-    console.print(view.table(rollouts, datetime.now(UTC), width=console.width))
+    console.print(view.table(rollouts, now, width=console.width))
+    if older:
+        click.echo("older ones: `serin status --all`, with --service or --since")
 
 
 @cli.command(name="release")
@@ -290,7 +304,8 @@ def drill(
             checks=Checks.FULL if checks else Checks.NONE,
         ),
     )
-    name, _ = release.attach(platform.rollouts(), f"drill-{fault}", serving=False)
+    prefix = f"drill-{fault}"
+    name, _ = release.attach(platform.rollouts(Which(name=prefix)), prefix, serving=False)
     folder = Path("runs") / f"{name}-{datetime.now(UTC):%Y%m%dT%H%M%S}"
     with _traffic(platform, service, traffic, folder) as tally:
         rollout = release.create(platform, spec, name)

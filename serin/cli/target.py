@@ -2,13 +2,17 @@
 
 import functools
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Final
 
 import click
 
 from serin.errors import TryAgain, UserError
-from serin.platforms.ports import Platform
+from serin.platforms.ports import Platform, Which
 from serin.rollout.document import ModelRollout
+
+KNOWN: Final = 10
+OFFERED: Final = 100
+"""The latest rollouts that a message, and a shell's completion, names."""
 
 
 def remembered(*names: str, **attributes: Any) -> click.Option:  # noqa: ANN401 - as click takes them
@@ -43,7 +47,7 @@ def connected(context: click.Context) -> Platform:
 def rollout_named(platform: Platform, name: str | None) -> ModelRollout:
     """The rollout of that name, or the latest one."""
     if name is None:
-        rollouts = platform.rollouts()
+        rollouts = platform.rollouts(Which(last=1))
         if not rollouts:
             raise UserError(
                 "There is no rollout yet; start one with `make run` or `serin release`, or on a cluster by applying "
@@ -52,7 +56,7 @@ def rollout_named(platform: Platform, name: str | None) -> ModelRollout:
         return rollouts[-1]
     found = platform.find(name)
     if found is None:
-        known = ", ".join(each.metadata.name for each in platform.rollouts()) or "none yet"
+        known = ", ".join(each.metadata.name for each in platform.rollouts(Which(last=KNOWN))) or "none yet"
         raise UserError(f"There is no rollout {name}; known: {known}.")
     return found
 
@@ -60,7 +64,7 @@ def rollout_named(platform: Platform, name: str | None) -> ModelRollout:
 def _names(context: click.Context, _: click.Parameter, incomplete: str) -> list[str]:
     """Of rollouts, for the shell's completion; a shell has no place for errors."""
     try:
-        names = [each.metadata.name for each in connected(context).rollouts()]
+        names = [each.metadata.name for each in connected(context).rollouts(Which(last=OFFERED))]
     except (UserError, TryAgain):
         return []
     return [name for name in names if name.startswith(incomplete)]

@@ -1,8 +1,9 @@
 """A rollout on one screen: live on a terminal, plain lines elsewhere."""
 
 import math
+import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from typing import Any, Final
 
 from rich.console import Console, Group, RenderableType
@@ -10,6 +11,7 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
+from serin.errors import UserError
 from serin.judge import timeline
 from serin.judge.policy import metric_name
 from serin.judge.timeline import Arm
@@ -47,6 +49,8 @@ _PHASE_STYLE: Final = {
     Phase.FAILED: "bold red",
     Phase.WAITING: "bold magenta",
 }
+_SPAN: Final = re.compile(r"(\d+(?:\.\d+)?)([smhdw])")
+_UNIT_S: Final = {"s": 1, "m": 60, "h": 3600, "d": 86400, "w": 7 * 86400}
 _SPARKS: Final = " ▁▂▃▄▅▆▇█"
 
 Documents = Sequence[Mapping[str, Any]]
@@ -339,3 +343,18 @@ def table(rollouts: Iterable[ModelRollout], now: datetime, *, width: int) -> Tab
         ]
         rows.add_row(*cells[: len(rows.columns)])
     return rows
+
+
+def since(text: str, now: datetime) -> datetime:
+    """The time that a user means by "36h", "7d" or a date, which is one in UTC unless it says otherwise.
+
+    Raises `UserError` when it is none.
+    """
+    found = _SPAN.fullmatch(text)
+    try:
+        if found is not None:
+            return now - timedelta(seconds=float(found[1]) * _UNIT_S[found[2]])
+        named = datetime.fromisoformat(text)
+    except (ValueError, OverflowError) as error:
+        raise UserError(f"--since {text}: give a span such as 36h or 7d, or a date such as 2026-11-30.") from error
+    return named if named.tzinfo is not None else named.replace(tzinfo=UTC)

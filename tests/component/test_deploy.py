@@ -13,7 +13,7 @@ from components.deploy.core import deploy, expected_scores, plan_of
 from serin import model
 from serin.errors import TryAgain, UserError
 from serin.judge import Scores
-from serin.platforms.ports import Champion
+from serin.platforms.ports import ALL, Champion, Which
 from serin.rollout.document import ModelRollout, Phase, Status
 
 
@@ -29,7 +29,7 @@ class ListPlatform:
     def champion(self, service: str) -> Champion | None:
         return self.serving
 
-    def rollouts(self) -> list[ModelRollout]:
+    def rollouts(self, which: Which = ALL) -> list[ModelRollout]:
         return self.asked
 
     def find(self, name: str) -> ModelRollout | None:

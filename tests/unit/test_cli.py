@@ -4,6 +4,7 @@ import errno
 import sqlite3
 import subprocess
 import sys
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import embedded
@@ -247,7 +248,7 @@ def test_a_rollout_that_has_ended_is_left_alone(serin, store, command):
     ],
 )
 def test_what_the_machine_refuses_ends_in_one_sentence(error, told, serin, store, monkeypatch):
-    def refuses(_: Store) -> list[str]:
+    def refuses(_: object, which: object = None) -> list[str]:
         raise error
 
     monkeypatch.setattr(client.Embedded, "rollouts", refuses)
@@ -255,7 +256,7 @@ def test_what_the_machine_refuses_ends_in_one_sentence(error, told, serin, store
 
 
 def test_an_error_of_our_own_keeps_its_traceback(serin, store, monkeypatch):
-    def broken(_: Store) -> list[str]:
+    def broken(_: object, which: object = None) -> list[str]:
         raise FileNotFoundError(errno.ENOENT, "No such file or directory", "clusters.json")
 
     monkeypatch.setattr(client.Embedded, "rollouts", broken)
@@ -493,3 +494,26 @@ def test_doctor_names_what_is_missing_and_ends_with_1(kubectl, monkeypatch):
 
 def test_doctor_looks_at_clusters_only(serin, store):
     assert "checks clusters" in refused(serin("doctor", "--platform", "embedded:.serin"))
+
+
+def test_status_lists_the_latest_and_all_under_way_and_the_rest_when_asked(serin, store):
+    made = datetime.now(UTC) - timedelta(days=40)
+    for number in range(30):
+        each = ModelRollout(
+            metadata=Metadata(name=f"churn-{number}", creation_timestamp=made + timedelta(days=number)),
+            spec=Spec(service="churn", candidate=Candidate(storage_uri="/models/2")),
+            status=Status(phase=Phase.WAITING if number == 3 else Phase.FAILED),
+        )
+        store.create_rollout(each)
+
+    def listed(*options: str) -> list[str]:
+        lines = serin("status", *options).out.splitlines()
+        return [line.split()[0] for line in lines if line.startswith("churn-")]
+
+    assert listed() == ["churn-3", *(f"churn-{number}" for number in range(10, 30))]
+    assert "older ones: `serin status --all`" in serin("status").out
+    assert len(listed("--all")) == 30 and "older ones" not in serin("status", "--all").out
+    assert listed("--since", "13.5d") == ["churn-27", "churn-28", "churn-29"]
+    assert listed("--since", (made + timedelta(days=28)).date().isoformat()) == ["churn-28", "churn-29"]
+    assert listed("--service", "fraud") == [] and "no such rollouts" in serin("status", "--service", "fraud").out
+    assert "--since yesterday: give a span" in refused(serin("status", "--since", "yesterday"))

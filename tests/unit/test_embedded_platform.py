@@ -266,7 +266,7 @@ def with_stable(store: Store, folder: Path) -> EmbeddedPlatform:
     copy = next((store.home / "models").iterdir())
     store.save_revision(
         RevisionRecord(
-            "default", STABLE, "churn", copy, model.digest(copy), "serin-onnx", {}, servers=(Server(1, 1.0),)
+            "default", STABLE, "churn", copy, model.digest(copy), "serin-onnx", {}, servers=(Server(1, "boot:1"),)
         )
     )
     store.save_service(Service("default", "churn", STABLE, None, None, 0, 1))
@@ -289,7 +289,8 @@ def test_a_candidate_comes_gets_traffic_and_becomes_stable(store, folder):
     platform.apply(wanted, SetSplit(STABLE, FIRST, 25))
     assert service(store).percent == 25
     platform.apply(wanted, Promote(FIRST, STABLE))
-    assert service(store) == Service("default", "churn", FIRST, None, None, 0, 2)
+    before = store.revision(STABLE, "default")
+    assert service(store) == Service("default", "churn", FIRST, None, None, 0, 2, before.digest)
 
 
 def test_a_candidate_that_goes_leaves_stable_with_everything(store, folder):

@@ -1,8 +1,12 @@
 """Names of rollouts, and when an old one still stands."""
 
+import threading
+
 import pytest
 
 from serin import release
+from serin.platforms.embedded.client import Embedded
+from serin.platforms.ports import ALL, Which
 from serin.rollout.document import Candidate, Metadata, ModelRollout, Phase, Spec, Status
 
 
@@ -60,3 +64,32 @@ def test_a_name_that_is_taken_is_never_given_again():
     left = tried(churn_12ab=Phase.FAILED, churn_12ab_3=Phase.FAILED)  # somebody deleted the second
     assert attached(left) == ("churn-12ab-4", None)
     assert attached(left[1:]) == ("churn-12ab-4", None)
+
+
+def test_a_release_asked_for_twice_at_the_same_moment_is_one(tmp_path):
+    """Both look before either has asked."""
+    both = threading.Barrier(2)
+
+    class Together(Embedded):
+        looked = False
+
+        def rollouts(self, which: Which = ALL) -> list[ModelRollout]:
+            found = super().rollouts(which)
+            if not self.looked:
+                self.looked = True
+                both.wait(10)
+            return found
+
+    spec = Spec(service="churn", candidate=Candidate(storage_uri="/models/2"))
+    names: list[str] = []
+
+    def ask() -> None:
+        names.append(release.request(Together(tmp_path / "home"), spec, "sha256:12ab34cd").metadata.name)
+
+    threads = [threading.Thread(target=ask) for _ in range(2)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(30)
+    assert names == ["churn-12ab34cd"] * 2
+    assert len(Embedded(tmp_path / "home").rollouts()) == 1

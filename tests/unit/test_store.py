@@ -1,5 +1,6 @@
 """The embedded platform's state: whole transactions, two sides writing at once, nothing misread."""
 
+import fcntl
 import sqlite3
 import threading
 from datetime import UTC, datetime, timedelta
@@ -8,16 +9,23 @@ from pathlib import Path
 import pytest
 
 from serin.errors import TryAgain, UserError
-from serin.platforms.embedded.store import _MIGRATIONS, RevisionRecord, Server, Service, Store
+from serin.judge import timeline
+from serin.platforms.embedded import processes
+from serin.platforms.embedded import store as store_module
+from serin.platforms.embedded.store import SCHEMA_VERSION, RevisionRecord, Server, Service, Store
+from serin.platforms.ports import Which
 from serin.rollout.document import Candidate, Metadata, ModelRollout, Phase, Spec, Status
+from serin.rollout.reconcile import Observation, Revision, reconcile
 
 BEGAN = datetime(2026, 11, 22, tzinfo=UTC)
 
 
-def rollout(name: str, *, minutes: int = 0, namespace: str = "default", **status: object) -> ModelRollout:
+def rollout(
+    name: str, *, minutes: int = 0, namespace: str = "default", service: str = "churn", **status: object
+) -> ModelRollout:
     return ModelRollout(
         metadata=Metadata(name=name, namespace=namespace, creation_timestamp=BEGAN + timedelta(minutes=minutes)),
-        spec=Spec(service="churn", candidate=Candidate(storage_uri="/models/2")),
+        spec=Spec(service=service, candidate=Candidate(storage_uri="/models/2")),
         status=Status(**status),
     )
 
@@ -36,9 +44,9 @@ def test_a_rollout_comes_back_as_it_was(store):
     assert Store(store.home).rollouts() == [wanted]
 
 
-def test_rollouts_are_listed_oldest_first_by_namespace_and_by_whether_they_ended(store):
-    for number, phase in ((2, Phase.PROMOTED), (0, Phase.PENDING), (1, Phase.BAKING)):
-        store.create_rollout(rollout(f"churn-{number}", minutes=number, phase=phase))
+def test_rollouts_are_listed_as_they_were_made_whatever_the_clock_said(store):
+    for number, phase, minutes in ((0, Phase.PENDING, 5), (1, Phase.BAKING, 6), (2, Phase.PROMOTED, 0)):
+        store.create_rollout(rollout(f"churn-{number}", minutes=minutes, phase=phase))
     store.create_rollout(rollout("churn-1", minutes=9, namespace="other"))
     assert [each.metadata.name for each in store.rollouts("default")] == ["churn-0", "churn-1", "churn-2"]
     assert [each.metadata.namespace for each in store.rollouts()] == ["default"] * 3 + ["other"]
@@ -94,11 +102,11 @@ def test_a_transaction_is_all_or_nothing(store):
 
 
 def test_services_revisions_settings_windows_and_documents_come_back(store):
-    service = Service("default", "churn", "churn-1", "churn-2", "rollout-2", 25, 2)
+    service = Service("default", "churn", "churn-1", "churn-2", "rollout-2", 25, 2, "sha256:cd")
     store.save_service(service)
     assert store.service("churn", "default") == service and store.services() == [service]
     assert store.service("churn", "other") is None
-    servers = (Server(12, 1.5, 2), Server())
+    servers = (Server(12, "boot:15", 2), Server())
     record = RevisionRecord(
         "default", "churn-2", "churn", Path("/models/2"), "sha256:ab", "serin-onnx", {"A": "b"}, "why", servers
     )
@@ -133,23 +141,122 @@ def test_a_home_of_another_version_is_refused(store):
         Store(store.home)
 
 
-def test_a_home_of_the_first_version_goes_on_with_its_model(tmp_path):
-    home = tmp_path / "home"
+RECORDED = Path(__file__).parents[1] / "data"
+"""`store-N.sql`: what version N wrote of a promoted, a second promoted and a third, unfinished rollout."""
+
+
+def restored(version: int, home: Path) -> Path:
     home.mkdir()
     with sqlite3.connect(home / "serin.db") as connection:
-        connection.executescript(_MIGRATIONS[0] + "PRAGMA user_version = 1;")
-        connection.execute(
-            "INSERT INTO revision VALUES"
-            " ('default', 'churn-1', 'churn', '/models/1', 'sha256:ab', 'serin-onnx', '{}', 21001, 99, 1.5, 3, NULL)"
-        )
-        connection.execute("INSERT INTO setting VALUES ('gateway_pid', '[98, 1.5]'), ('port', '8080')")
+        connection.executescript((RECORDED / f"store-{version}.sql").read_text(encoding="utf-8"))
     connection.close()
+    return home
+
+
+@pytest.mark.parametrize("version", range(1, SCHEMA_VERSION))
+def test_a_home_of_every_released_version_goes_on_with_its_models_and_rollouts(version, tmp_path):
+    home = restored(version, tmp_path / "home")
     opened = Store(home)
-    assert opened.revisions() == [
-        RevisionRecord("default", "churn-1", "churn", Path("/models/1"), "sha256:ab", "serin-onnx", {})
-    ]
-    assert (opened.setting("gateway_pid"), opened.setting("port")) == (None, 8080)
+    rollouts = opened.rollouts("default")
+    assert [each.status.phase for each in rollouts] == [Phase.PROMOTED, Phase.PROMOTED, Phase.PROGRESSING]
+    assert all(each.status.history for each in rollouts) and rollouts[2].status.judge_state is not None
+    assert [each.metadata.name for each in opened.unfinished()] == [rollouts[2].metadata.name]
+    service = opened.service("churn", "default")
+    assert (service.stable, service.candidate) == ("churn-predictor-00002", "churn-predictor-00003")
+    assert {each.name for each in opened.revisions()} == {service.stable, service.candidate}
+    assert all(each.servers == () and each.model.is_absolute() for each in opened.revisions()), "started anew"
+    assert opened.setting("gateway_pid") is None and opened.setting("port")
+    windows = opened.windows(rollouts[2].metadata.name, "default")
+    assert opened.last_window(rollouts[2]) == windows[-1]["id"] > 3
+    assert timeline.from_document(windows[-1]).stable.requests > 0
+    opened.create_rollout(rollout("later"))
+    assert opened.rollouts("default")[-1].metadata.name == "later"
     opened.close()
+    with sqlite3.connect(home / "serin.db") as connection:
+        assert connection.execute("PRAGMA user_version").fetchone()[0] == SCHEMA_VERSION
+        assert connection.execute("PRAGMA integrity_check").fetchone()[0] == "ok"
+    connection.close()
+
+
+@pytest.mark.parametrize("version", range(1, SCHEMA_VERSION))
+def test_a_rollout_that_another_version_began_is_judged_further(version, tmp_path):
+    """Or rolled back with a reason; never watched without its windows being counted."""
+    opened = Store(restored(version, tmp_path / "home"))
+    unfinished = opened.unfinished()[0]
+    document = opened.windows(unfinished.metadata.name, "default")[-1]
+    next_one = timeline.from_document({**document, "id": opened.last_window(unfinished) + 1})
+    revisions = (unfinished.status.stable_revision, unfinished.status.candidate_revision)
+    stable, candidate = (Revision(name or "", ready=True) for name in revisions)
+    seen = Observation(stable=stable, candidate=candidate, split=unfinished.status.traffic, windows=(next_one,))
+    status, _ = reconcile(unfinished.spec, unfinished.status, seen, datetime.now(UTC))
+    before = unfinished.status.requests
+    assert status.requests.stable > before.stable
+    assert status.phase is Phase.ROLLING_BACK or status.evidence != unfinished.status.evidence
+    opened.close()
+
+
+def test_before_a_change_of_the_store_a_copy_is_kept_and_a_failed_one_changes_nothing(tmp_path, monkeypatch):
+    home = restored(1, tmp_path / "home")
+    broken = (*store_module._MIGRATIONS[:2], "CREATE TABLE more (a); CREATE TABLE more (a);")
+    monkeypatch.setattr(store_module, "_MIGRATIONS", broken)
+    with pytest.raises(UserError, match="more already exists"):
+        Store(home)
+    with sqlite3.connect(home / "serin.db") as connection:
+        assert connection.execute("PRAGMA user_version").fetchone()[0] == 2, "each step by itself"
+        assert connection.execute("SELECT COUNT(*) FROM rollout").fetchone()[0] == 3
+    connection.close()
+    monkeypatch.undo()
+    Store(home).close()
+    with sqlite3.connect(home / "serin.db.version-1") as connection:
+        assert connection.execute("PRAGMA user_version").fetchone()[0] == 1
+        assert connection.execute("SELECT COUNT(*) FROM rollout").fetchone()[0] == 3
+    connection.close()
+
+
+def test_the_store_is_not_changed_under_a_supervisor_of_an_earlier_version(tmp_path):
+    home = restored(1, tmp_path / "home")
+    with (home / processes.LOCK).open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        lock.write("1")
+        lock.flush()
+        with pytest.raises(UserError, match="earlier version of serin; restart it"):
+            Store(home)
+    Store(home).close()
+
+
+def test_rollouts_are_found_by_service_name_time_and_end_the_latest_ones_only_if_wished(store):
+    made = [
+        ("churn-a", {"minutes": 0, "phase": Phase.PROMOTED}),
+        ("churn-a-2", {"minutes": 1, "phase": Phase.BAKING}),
+        ("churn-a-10", {"minutes": 2, "phase": Phase.PENDING}),
+        ("churn-a-2x", {"minutes": 3, "phase": Phase.PENDING}),
+        ("churn-ab", {"minutes": 4, "phase": Phase.FAILED}),
+        ("fraud-1", {"minutes": 5, "phase": Phase.ROLLED_BACK, "service": "fraud"}),
+    ]
+    rollouts = [rollout(name, **how) for name, how in made]
+    for each in rollouts:
+        store.create_rollout(each)
+    since = rollouts[3].metadata.creation_timestamp
+    for which, numbers in (
+        (Which(), [0, 1, 2, 3, 4, 5]),
+        (Which(last=2), [4, 5]),
+        (Which(service="fraud"), [5]),
+        (Which(name="churn-a"), [0, 1, 2]),
+        (Which(since=since), [3, 4, 5]),
+        (Which(unfinished=True), [1, 2, 3]),
+        (Which(service="churn", unfinished=True, last=2, since=rollouts[1].metadata.creation_timestamp), [2, 3]),
+        (Which(last=0), []),
+    ):
+        wanted = [rollouts[number].metadata.name for number in numbers]
+        assert [each.metadata.name for each in store.rollouts("default", which)] == wanted, which
+        assert [each.metadata.name for each in which.of(rollouts)] == wanted, which
+
+
+def test_the_ended_rollouts_are_not_read_to_find_those_under_way(store):
+    plan = store._rows(
+        "EXPLAIN QUERY PLAN SELECT * FROM rollout WHERE phase IN ('Pending', 'Dark') ORDER BY id DESC LIMIT -1"
+    )
+    assert any("USING INDEX rollout_by_phase" in row["detail"] for row in plan), [row["detail"] for row in plan]
 
 
 def test_many_may_open_a_new_home_at_once(tmp_path):

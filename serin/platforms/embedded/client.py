@@ -1,6 +1,5 @@
 """The embedded platform as commands and pipeline steps use it: start, stop, find, ask."""
 
-import fcntl
 import os
 import shutil
 import signal
@@ -15,7 +14,7 @@ from serin.platforms.embedded import processes
 from serin.platforms.embedded.gateway import LOCAL
 from serin.platforms.embedded.routes import fall_back
 from serin.platforms.embedded.store import Store
-from serin.platforms.ports import Champion
+from serin.platforms.ports import ALL, Champion, Which
 from serin.rollout.document import ModelRollout
 
 NAMESPACE: Final = "default"
@@ -23,7 +22,8 @@ START_S: Final = 30.0
 STOP_S: Final = 15.0
 FULL_BYTES: Final = 2**20
 SILENT_S: Final = 10.0
-"""A supervisor touches its lock several times a second, whenever it has looked at everything."""
+"""A supervisor touches its lock several times a second, whenever it has looked at everything. What it leaves there
+is the time since the boot: a clock that is set must not make it look silent."""
 
 
 class Embedded:
@@ -52,8 +52,8 @@ class Embedded:
             return None
         return Champion(record.name, record.digest, str(record.model))
 
-    def rollouts(self) -> list[ModelRollout]:
-        return self.store.rollouts(self.namespace)
+    def rollouts(self, which: Which = ALL) -> list[ModelRollout]:
+        return self.store.rollouts(self.namespace, which)
 
     def find(self, name: str) -> ModelRollout | None:
         return self.store.find_rollout(name, self.namespace)
@@ -71,7 +71,7 @@ class Embedded:
         home = self.store.home
         if supervisor_pid(home) is None:
             return f"no supervisor is running for {home}; start it with `serin up`"
-        if time.time() - (home / processes.LOCK).stat().st_mtime > SILENT_S:
+        if time.monotonic() - (home / processes.LOCK).stat().st_mtime > SILENT_S:
             if shutil.disk_usage(home).free < FULL_BYTES:
                 return f"the disk of {home} is full, all traffic is with the stable revisions until there is room"
             return f"the supervisor of {home} makes no progress; see {home / 'logs' / 'supervisor.log'}"
@@ -83,15 +83,7 @@ def home_folder() -> Path:
     return Path(os.environ.get("SERIN_HOME", ".serin")).resolve()
 
 
-def supervisor_pid(home: Path) -> int | None:
-    """The pid of the supervisor that holds the lock of `home`, None when there is none."""
-    with suppress(FileNotFoundError), (home / processes.LOCK).open("r") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
-        except BlockingIOError:
-            text = lock.read().strip()
-            return int(text) if text else None
-    return None
+supervisor_pid: Final = processes.supervisor_pid
 
 
 def up(home: Path, *, timeout_s: float = START_S) -> str:

@@ -95,9 +95,10 @@ class EmbeddedPlatform:
                     self._store.save_service(dataclasses.replace(service, percent=percent))
             case Promote(candidate=candidate):
                 if service.candidate == candidate:
-                    self._store.save_service(
-                        dataclasses.replace(service, stable=candidate, candidate=None, rollout=None, percent=0)
-                    )
+                    before = self._store.revision(service.stable, namespace) if service.stable else None
+                    promoted = dataclasses.replace(service, stable=candidate, candidate=None, rollout=None, percent=0)
+                    digest = before.digest if before is not None else service.previous
+                    self._store.save_service(dataclasses.replace(promoted, previous=digest))
             case Discard(candidate=candidate):
                 if service.candidate == candidate:
                     self._store.save_service(dataclasses.replace(service, candidate=None, rollout=None, percent=0))

@@ -1,6 +1,8 @@
-"""Processes that outlive the one that started them, found again by pid and start time."""
+"""Processes that outlive the one that started them, found again by pid and the moment of their start."""
 
 import contextlib
+import fcntl
+import functools
 import os
 import socket
 import subprocess
@@ -25,11 +27,11 @@ _OWN_FILES: Final = ("--config-path", "--model-dir")
 
 def spawn(
     arguments: Sequence[str], *, folder: Path, log: Path, env: Mapping[str, str] | None = None
-) -> tuple[subprocess.Popen[bytes], float]:
+) -> tuple[subprocess.Popen[bytes], str | None]:
     """Start a program in `folder` and in a session of its own, so that neither Ctrl-C nor our end reaches it. What it
     writes is for this user alone.
 
-    Returns the process and its start time (epoch seconds, as psutil tells it).
+    Returns the process and what `alive` knows it by.
     """
     log.parent.mkdir(parents=True, exist_ok=True)
     kept = {name: os.environ[name] for name in _KEPT_VARIABLES if name in os.environ}
@@ -44,25 +46,50 @@ def spawn(
             umask=0o077,
             cwd=folder,
         )
-    return process, started(process.pid) or 0.0
+    return process, started(process.pid)
 
 
-def started(pid: int) -> float | None:
-    try:
-        return psutil.Process(pid).create_time()
-    except psutil.Error:
-        return None
+def started(pid: int) -> str | None:
+    """What tells the process from any other that has or had its pid, whatever becomes of the machine's clock."""
+    found = _stat(pid)
+    return f"{_boot()}:{found[1]}" if found is not None else None
 
 
-def alive(pid: int | None, start: float | None) -> bool:
+def alive(pid: int | None, start: str | None) -> bool:
     """Whether the very process is there, not another one that got its pid."""
     if pid is None or start is None:
         return False
+    found = _stat(pid)
+    return found is not None and found[0] != psutil.STATUS_ZOMBIE and f"{_boot()}:{found[1]}" == start
+
+
+def _stat(pid: int) -> tuple[str, str] | None:
+    """Status as psutil names it, and the start in ticks since the boot; where there is no /proc the time of day."""
     try:
-        process = psutil.Process(pid)
-        return abs(process.create_time() - start) < 1 and process.status() != psutil.STATUS_ZOMBIE
-    except psutil.Error:
-        return False
+        if not psutil.LINUX:
+            process = psutil.Process(pid)
+            return process.status(), str(process.create_time())
+        fields = Path(f"/proc/{pid}/stat").read_bytes().rpartition(b")")[2].split()
+    except (psutil.Error, FileNotFoundError, ProcessLookupError):
+        return None
+    return psutil.STATUS_ZOMBIE if fields[0] in b"ZX" else psutil.STATUS_RUNNING, fields[19].decode()
+
+
+@functools.cache
+def _boot() -> str:
+    file = Path("/proc/sys/kernel/random/boot_id")
+    return file.read_text(encoding="ascii").strip() if file.exists() else ""
+
+
+def supervisor_pid(home: Path) -> int | None:
+    """The pid of the supervisor that holds the lock of `home`, None when there is none."""
+    with contextlib.suppress(FileNotFoundError), (home / LOCK).open("r") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except BlockingIOError:
+            text = lock.read().strip()
+            return int(text) if text else None
+    return None
 
 
 def memory_bytes(pid: int) -> int:

@@ -31,7 +31,7 @@ _log = logging.getLogger("serin.supervisor")
 @dataclass(frozen=True, slots=True)
 class _Ending:
     pid: int
-    started: float | None
+    started: str | None
     child: subprocess.Popen[bytes] | None
     deadline: float
 

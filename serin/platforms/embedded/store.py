@@ -6,6 +6,7 @@ Commands write specs, the supervisor writes status; both sides only ever see who
 
 import fcntl
 import json
+import os
 import sqlite3
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -14,8 +15,12 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Final
 
+from pydantic import ValidationError
+
 from serin.errors import TryAgain, UserError
-from serin.rollout.document import ModelRollout, Phase, Spec, Status
+from serin.platforms.embedded import processes
+from serin.platforms.ports import ALL, NameTaken, Which
+from serin.rollout.document import Metadata, ModelRollout, Phase, Spec, Status
 
 FILE: Final = "serin.db"
 _MIGRATIONS: Final = (
@@ -54,14 +59,39 @@ ALTER TABLE revision DROP COLUMN restarts;
 DELETE FROM setting WHERE key IN ('gateway_pid', 'admin_port');
 UPDATE rollout SET counters = NULL;
 """,
+    # Rollouts in the order of their creation, whatever the clock said, and found without reading them all. Processes
+    # are known by another mark: those of before are strays now, and started anew.
+    """
+CREATE TABLE ordered (
+    id INTEGER PRIMARY KEY AUTOINCREMENT,
+    namespace TEXT NOT NULL, name TEXT NOT NULL, created_at TEXT NOT NULL,
+    spec TEXT NOT NULL, status TEXT NOT NULL,
+    counters TEXT, checks TEXT,
+    service TEXT GENERATED ALWAYS AS (json_extract(spec, '$.service')) VIRTUAL,
+    phase TEXT GENERATED ALWAYS AS (json_extract(status, '$.phase')) VIRTUAL,
+    UNIQUE (namespace, name)
+);
+INSERT INTO ordered (namespace, name, created_at, spec, status, checks)
+SELECT namespace, name, created_at, spec, status, checks FROM rollout ORDER BY created_at, rowid;
+DROP TABLE rollout;
+ALTER TABLE ordered RENAME TO rollout;
+CREATE INDEX rollout_by_phase ON rollout (phase);
+CREATE INDEX rollout_by_service ON rollout (namespace, service);
+CREATE INDEX rollout_by_time ON rollout (namespace, created_at);
+ALTER TABLE service ADD COLUMN previous TEXT;
+UPDATE revision SET servers = '[]';
+DELETE FROM setting WHERE key = 'gateway_pid';
+""",
 )
-"""What makes a store of each version one of the next; an empty one is version 0."""
+_UNFINISHED: Final = tuple(phase.value for phase in Phase if not phase.terminal)
+"""What makes a store of each version one of the next; an empty one is version 0. What was released stays as it is."""
 SCHEMA_VERSION: Final = len(_MIGRATIONS)
 
 
 @dataclass(frozen=True, slots=True)
 class Service:
-    """`rollout` is the one that owns `candidate`; `percent` is the candidate's wanted share."""
+    """`rollout` is the one that owns `candidate`; `percent` is the candidate's wanted traffic; `previous` is the
+    digest of the model that was stable before."""
 
     namespace: str
     name: str
@@ -70,15 +100,16 @@ class Service:
     rollout: str | None
     percent: int
     revisions: int
+    previous: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class Server:
-    """One process of a revision. `pid` and `started` (the process's own start time) identify it across a restart of
+    """One process of a revision. `pid` and `started` (see `processes.started`) identify it across a restart of
     the supervisor; `restarts` is how often it died and was started again."""
 
     pid: int | None = None
-    started: float | None = None
+    started: str | None = None
     restarts: int = 0
 
 
@@ -125,18 +156,35 @@ class Store:
             ) from error
         except sqlite3.DatabaseError as error:
             raise explained(error, home) from error
-        with self.transaction():
+        self._migrate(home)
+
+    def _migrate(self, home: Path) -> None:
+        """Bring the store to this version, step by step, each whole or not at all; a copy of what it was stays."""
+        with (home / "opening").open("w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
             version = self._run("PRAGMA user_version")[0][0]
-            for migration in _MIGRATIONS[version:]:
-                for statement in filter(str.strip, migration.split(";")):
-                    self._run(statement)
-            if version < SCHEMA_VERSION:
-                self._run(f"PRAGMA user_version = {SCHEMA_VERSION}")
-        if version > SCHEMA_VERSION:
-            raise UserError(
-                f"{home} was written by a later version of serin (state {version}, this one reads {SCHEMA_VERSION}); "
-                "use that version, or start over with `make clean`."
-            )
+            if version > SCHEMA_VERSION:
+                raise UserError(
+                    f"{home} was written by a later version of serin (state {version}, this one reads "
+                    f"{SCHEMA_VERSION}); use that version."
+                )
+            if version == SCHEMA_VERSION:
+                return
+            if version > 0:
+                supervisor = processes.supervisor_pid(home)
+                if supervisor not in (None, os.getpid()):
+                    raise UserError(
+                        f"The supervisor of {home} is of an earlier version of serin; restart it with `serin down` "
+                        "and `serin up`."
+                    )
+                copy = home / f"{FILE}.version-{version}"
+                copy.unlink(missing_ok=True)
+                self._run("VACUUM INTO ?", (str(copy),))
+            for number, migration in enumerate(_MIGRATIONS[version:], start=version + 1):
+                with self.transaction():
+                    for statement in filter(str.strip, migration.split(";")):
+                        self._run(statement)
+                    self._run(f"PRAGMA user_version = {number}")
 
     def close(self) -> None:
         self._db.close()
@@ -167,7 +215,7 @@ class Store:
     # rollouts
 
     def create_rollout(self, rollout: ModelRollout) -> None:
-        """Raises `UserError` when the name is taken."""
+        """Raises `NameTaken` when there is one of that name."""
         try:
             self._run(
                 "INSERT INTO rollout (namespace, name, created_at, spec, status) VALUES (?, ?, ?, ?, ?)",
@@ -180,24 +228,37 @@ class Store:
                 ),
             )
         except sqlite3.IntegrityError as error:
-            raise UserError(f"A rollout named {rollout.metadata.name} exists; choose another name.") from error
+            raise NameTaken(rollout.metadata.name) from error
 
-    def rollouts(self, namespace: str | None = None) -> list[ModelRollout]:
-        """Oldest first."""
+    def rollouts(self, namespace: str | None = None, which: Which = ALL) -> list[ModelRollout]:
+        """In the order of their creation."""
+        conditions: dict[str, tuple[object, ...]] = {}
+        if namespace is not None:
+            conditions["namespace = ?"] = (namespace,)
+        if which.service is not None:
+            conditions["service = ?"] = (which.service,)
+        if which.name is not None:
+            conditions["(name = ? OR (name > ? AND name < ? AND name NOT GLOB ?))"] = (
+                which.name,
+                f"{which.name}-",
+                f"{which.name}-:",
+                f"{which.name}-*[^0-9]*",
+            )
+        if which.since is not None:
+            conditions["created_at >= ?"] = (which.since.astimezone(UTC).isoformat(),)
+        if which.unfinished:
+            conditions[f"phase IN ({', '.join('?' * len(_UNFINISHED))})"] = _UNFINISHED
+        where = f"WHERE {' AND '.join(conditions)}" if conditions else ""
         rows = self._rows(
-            "SELECT * FROM rollout WHERE ?1 IS NULL OR namespace = ?1 ORDER BY created_at, rowid", namespace
+            f"SELECT * FROM rollout {where} ORDER BY id DESC LIMIT ?",  # noqa: S608 - our own words
+            *(value for values in conditions.values() for value in values),
+            -1 if which.last is None else which.last,
         )
-        return [_rollout(row) for row in rows]
+        return [_rollout(row) for row in reversed(rows)]
 
     def unfinished(self) -> list[ModelRollout]:
-        """Every rollout that is not at a terminal phase, oldest first."""
-        ended = [phase.value for phase in Phase if phase.terminal]
-        rows = self._rows(
-            "SELECT * FROM rollout WHERE json_extract(status, '$.phase') NOT IN (SELECT value FROM json_each(?))"
-            " ORDER BY created_at, rowid",
-            json.dumps(ended),
-        )
-        return [_rollout(row) for row in rows]
+        """Every rollout that is not at a terminal phase, in the order of their creation."""
+        return self.rollouts(None, Which(unfinished=True))
 
     def find_rollout(self, name: str, namespace: str) -> ModelRollout | None:
         rows = self._rows("SELECT * FROM rollout WHERE namespace = ? AND name = ?", namespace, name)
@@ -207,7 +268,7 @@ class Store:
         """Raises `UserError` when there is none of that name."""
         found = self.find_rollout(name, namespace)
         if found is None:
-            known = ", ".join(each.metadata.name for each in self.rollouts(namespace)) or "none yet"
+            known = ", ".join(each.metadata.name for each in self.rollouts(namespace, Which(last=10))) or "none yet"
             raise UserError(f"There is no rollout {name}; known: {known}.")
         return found
 
@@ -272,6 +333,15 @@ class Store:
         )
         return [json.loads(row["document"]) for row in reversed(rows)]
 
+    def last_window(self, rollout: ModelRollout) -> int:
+        """The id of the latest window, 0 when there is none."""
+        rows = self._rows(
+            "SELECT MAX(id) FROM window WHERE namespace = ? AND rollout = ?",
+            rollout.metadata.namespace,
+            rollout.metadata.name,
+        )
+        return int(rows[0][0] or 0)
+
     # services and revisions
 
     def services(self) -> list[Service]:
@@ -283,8 +353,8 @@ class Store:
 
     def save_service(self, service: Service) -> None:
         self._run(
-            "INSERT OR REPLACE INTO service (namespace, name, stable, candidate, rollout, percent, revisions)"
-            " VALUES (?, ?, ?, ?, ?, ?, ?)",
+            "INSERT OR REPLACE INTO service (namespace, name, stable, candidate, rollout, percent, revisions,"
+            " previous) VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
             (
                 service.namespace,
                 service.name,
@@ -293,6 +363,7 @@ class Store:
                 service.rollout,
                 service.percent,
                 service.revisions,
+                service.previous,
             ),
         )
 
@@ -350,17 +421,19 @@ def explained(error: sqlite3.DatabaseError, home: Path) -> UserError | TryAgain:
 
 
 def _rollout(row: sqlite3.Row) -> ModelRollout:
-    return ModelRollout.model_validate(
-        {
-            "metadata": {
-                "name": row["name"],
-                "namespace": row["namespace"],
-                "creationTimestamp": datetime.fromisoformat(row["created_at"]),
-            },
-            "spec": Spec.model_validate_json(row["spec"]),
-            "status": Status.model_validate_json(row["status"]),
-        }
+    try:
+        spec, status = Spec.model_validate_json(row["spec"]), Status.model_validate_json(row["status"])
+    except ValidationError as error:
+        raise UserError(
+            f"Rollout {row['name']} in the store cannot be read: {error.errors()[0]['msg']}; it is of another "
+            "version of serin, or was edited."
+        ) from error
+    metadata = Metadata(
+        name=row["name"],
+        namespace=row["namespace"],
+        creation_timestamp=datetime.fromisoformat(row["created_at"]),
     )
+    return ModelRollout(metadata=metadata, spec=spec, status=status)
 
 
 def _revision(row: sqlite3.Row) -> RevisionRecord:

@@ -132,7 +132,8 @@ class Supervisor:
         self._routes.write(self._store.services(), seen.healthy)
         self._retire(stats)
         self._complaints.pop("the platform", None)
-        os.utime(self._home / processes.LOCK)
+        now_ns = time.monotonic_ns()
+        os.utime(self._home / processes.LOCK, ns=(now_ns, now_ns))  # as `Embedded.problem` reads it
 
     # rollouts
 
@@ -209,7 +210,7 @@ class Supervisor:
         before = Reading.model_validate(document) if document else None
         now = Reading(
             at_s=time.time(),
-            window_id=before.window_id + 1 if before else 1,
+            window_id=(before.window_id if before else self._store.last_window(rollout)) + 1,
             stage=rollout.status.stage or 0,
             percent=percent,
             gateway=str(self._store.setting("gateway_pid")),

@@ -18,7 +18,7 @@ from serin.kube.api import Api, Conflict, Forbidden, Json, NotFound, default_nam
 from serin.platforms.kserve import objects
 from serin.platforms.kserve import service as inference_service
 from serin.platforms.kserve.gateway import Where
-from serin.platforms.ports import Champion
+from serin.platforms.ports import ALL, Champion, NameTaken, Which
 from serin.rollout.document import ModelRollout, Phase
 
 CONTROLLER_NAMESPACE: Final = "serin-system"
@@ -72,7 +72,7 @@ class KServe:
         if document is None:
             return None
         found = inference_service.read(document)
-        ours = [each for each in self.rollouts() if each.spec.service == service]
+        ours = self.rollouts(Which(service=service))
         for each in ours:
             # only this of what the controller remembers: it may be of another version than this
             predictors = (each.status.platform or {}).get("predictors")
@@ -91,11 +91,11 @@ class KServe:
             )
         return _champion(service, found.rolled_out, found.predictor, ours)
 
-    def rollouts(self) -> list[ModelRollout]:
+    def rollouts(self, which: Which = ALL) -> list[ModelRollout]:
         with _explained():
             listed = self.api.list(objects.rollouts(self.namespace))
         found = [_read(each) for each in listed["items"]]
-        return sorted(found, key=lambda each: (each.metadata.creation_timestamp, each.metadata.name))
+        return which.of(sorted(found, key=lambda each: (each.metadata.creation_timestamp, each.metadata.name)))
 
     def find(self, name: str) -> ModelRollout | None:
         with _explained():
@@ -120,7 +120,7 @@ class KServe:
             with _explained():
                 self.api.create(objects.rollouts(self.namespace), document)
         except Conflict as error:
-            raise UserError(f"A rollout named {rollout.metadata.name} exists; choose another name.") from error
+            raise NameTaken(rollout.metadata.name) from error
 
     def patch_spec(self, name: str, **changes: bool) -> None:
         with _explained():
