@@ -54,12 +54,20 @@ def test_to_one_service_only() -> None:
 
 
 def test_a_predictor_runs_as_another_account_only_for_who_may_act_as_it() -> None:
-    privileged = {"predictor": {**POD, "serviceAccountName": "privileged"}}
-    assert f"{RELEASER} may not impersonate ServiceAccount privileged" in create(RELEASER, "a", privileged)
+    named = [
+        {"serviceAccountName": "privileged"},
+        {"serviceAccount": "privileged"},
+        {"serviceAccountName": "", "serviceAccount": "privileged"},
+        {"workerSpec": {"serviceAccountName": "privileged"}},
+    ]
+    candidates = [{"predictor": {**POD, **each}} for each in named]
+    for privileged in candidates:
+        assert f"{RELEASER} may not impersonate ServiceAccount privileged" in create(RELEASER, "a", privileged)
     role = ["role", "actor", "--verb=impersonate", "--resource=serviceaccounts", "--resource-name=privileged"]
     kubectl("-n", NAMESPACE, "create", *role)
     kubectl("-n", NAMESPACE, "create", "rolebinding", "actor", "--role=actor", f"--user={RELEASER}")
-    assert "created" in create(RELEASER, "a", privileged)
+    for privileged in candidates:
+        assert "created" in create(RELEASER, "a", privileged)
 
 
 @pytest.mark.parametrize("name", ["PYTHONPATH", "LD_PRELOAD", "PATH", "AWS_SECRET_ACCESS_KEY"])
@@ -68,20 +76,45 @@ def test_no_variable_loads_other_code(name: str) -> None:
     assert "spec.candidate.env[0].name" in refused and "created" not in refused
 
 
-def test_anybody_who_may_write_rollouts_may_stop_one_but_not_let_it_through() -> None:
+def waiting(name: str, **spec: object) -> None:
+    """A rollout that waits for a service which does not exist."""
     document = {
         "apiVersion": "serin.dev/v1alpha1",
         "kind": "ModelRollout",
-        "metadata": {"name": "waits", "namespace": NAMESPACE},
-        "spec": {"service": "nothing", "candidate": MODEL, "paused": True, "approval": "beforeTraffic"},
+        "metadata": {"name": name, "namespace": NAMESPACE, "finalizers": ["serin.dev/traffic"]},
+        "spec": {"service": "nothing", "candidate": MODEL, "paused": True, "approval": "beforeTraffic", **spec},
     }
     kubectl("create", "-f", "-", given=json.dumps(document))
 
-    def patch(**spec: bool) -> str:
-        change = ["--type=merge", "-p", json.dumps({"spec": spec}), "--dry-run=server"]
-        return kubectl(f"--as={WRITER}", "-n", NAMESPACE, "patch", "modelrollout", "waits", *change, check=False)
 
-    for stops in ({"abort": True}, {"paused": False}):
-        assert "patched" in patch(**stops)
-    for lets_through in ({"promote": True}, {"approved": True}):
-        assert "may not patch InferenceService nothing" in patch(**lets_through)
+def patch(who: str, name: str, change: dict[str, Any]) -> str:
+    given = ["--type=merge", "-p", json.dumps(change), "--dry-run=server"]
+    return kubectl(f"--as={who}", "-n", NAMESPACE, "patch", "modelrollout", name, *given, check=False)
+
+
+def test_anybody_who_may_write_rollouts_may_stop_one_but_not_let_it_through() -> None:
+    waiting("waits")
+    for stops in (
+        {"spec": {"abort": True}},
+        {"spec": {"abort": True, "paused": True}},
+        {"metadata": {"labels": {"a": "b"}}},
+    ):
+        assert "patched" in patch(WRITER, "waits", stops)
+    for lets_through in (
+        {"spec": {"promote": True}},
+        {"spec": {"approved": True}},
+        {"spec": {"paused": False}},
+        {"spec": {"paused": None}},
+        {"spec": {"approval": "none"}},
+        {"spec": {"abort": True, "profile": "fast"}},
+        {"spec": {"candidate": {"storageUri": "s3://models/churn/3"}}},
+        {"metadata": {"finalizers": None}},
+    ):
+        assert "may not patch InferenceService nothing" in patch(WRITER, "waits", lets_through)
+        assert "patched" in patch(RELEASER, "waits", lets_through)
+
+
+def test_what_was_stopped_stays_stopped() -> None:
+    waiting("stopped", abort=True)
+    for abort in (False, None):
+        assert "may not patch InferenceService nothing" in patch(WRITER, "stopped", {"spec": {"abort": abort}})
