@@ -347,18 +347,20 @@ def _rows(found: list[Figures]) -> list[Row]:
     most, least = found[-1], found[0]
     many = f"{most.in_flight:,} in flight"
     rows = [
-        Row(f"{many}: resident memory, most", most.memory_mb, "MB", "<= 200"),
-        Row(f"{many}: reconcile lag, from due to done, p99 below", most.lag_s, "s", "<= 2"),
-        Row(f"{many}: from a change of spec to the status, p99 of {len(most.changes_s)}", most.change_s, "s", "<= 2"),
-        Row(f"{many}: time between two looks at a rollout", most.in_flight / most.looks_per_s, "s"),
-        Row(f"{many}: looks that failed", most.failures, ""),
+        Row(f"{many}: peak resident memory", most.memory_mb, "MB", "<= 200"),
+        Row(f"{many}: reconcile lag, p99 below", most.lag_s, "s", "<= 2"),
+        Row(f"{many}: from spec change to status, p99 of {len(most.changes_s)}", most.change_s, "s", "<= 2"),
+        Row(f"{many}: time between two reconciles of a rollout", most.in_flight / most.looks_per_s, "s"),
+        Row(f"{many}: failed reconciles", most.failures, ""),
         Row("size of a ModelRollout", most.status_kb, "kB"),
     ]
     for each in found:
-        rows.append(Row(f"{each.in_flight:,} in flight: CPU time of a look", 1000 * each.look_cpu_s, "ms"))
+        rows.append(Row(f"{each.in_flight:,} in flight: CPU time of a reconcile", 1000 * each.look_cpu_s, "ms"))
         rows.append(Row(f"{each.in_flight:,} in flight: CPU", each.look_cpu_s * each.looks_per_s, "cores"))
     growth = most.look_cpu_s / least.look_cpu_s
-    rows.append(Row(f"CPU time of a look, {most.in_flight:,} / {least.in_flight:,} in flight", growth, "×", "<= 1.5"))
+    rows.append(
+        Row(f"CPU time of a reconcile, {most.in_flight:,} / {least.in_flight:,} in flight", growth, "×", "<= 1.5")
+    )
     return rows
 
 

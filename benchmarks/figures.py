@@ -13,13 +13,13 @@ PAGE: Final = README.parent / "docs" / "figures.md"
 BENCHMARKS: Final = ("pipeline", "rollout", "judge", "predictor", "controller")
 HEADLINES: Final = (
     ("pipeline", "make run, fresh clone: install, first release, pipeline, canary"),
-    ("rollout", "promoted rollout: answered with an error, or not at all"),
-    ("rollout", "failing candidate at 5 % of 100/s, checks off: median seen"),
+    ("rollout", "promoted rollout: failed or unanswered"),
+    ("rollout", "failing candidate at 5 % of 100/s, checks off: median exposure"),
     ("judge", "healthy candidates rolled back, of 10,040"),
     ("judge", "errors 1 → 5 % at 100 rps: fewer exposed than Kayenta's"),
     ("judge", "healthy to 100 %, fast at 100 rps"),
     ("predictor", "throughput vs the best stock peer"),
-    ("controller", "1,000 in flight: resident memory, most"),
+    ("controller", "1,000 in flight: peak resident memory"),
 )
 """What the README shows: benchmark and row."""
 _SECTION: Final = re.compile(r"(<!-- figures -->\n).*(<!-- /figures -->)", re.DOTALL)

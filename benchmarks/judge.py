@@ -603,7 +603,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         ]
         took_min = (time.monotonic() - pool.began_s) / MINUTE_S
     rows += window_rows(sizes.windows)
-    rows.append(Row("the simulation itself", took_min, "min", "<= 15"))
+    rows.append(Row("duration of the simulation", took_min, "min", "<= 15"))
     cells = {**healthy, **harmful}
     print_comparison(cells)
     return report("judge", rows, packages=("numpy",), details={"comparison": comparison(cells)}, keep=not quick)

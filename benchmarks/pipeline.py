@@ -126,7 +126,7 @@ def _story(clone: Path, where: str) -> list[Row]:
     return [
         Row(f"{where}: promoted", float(result["phase"] == "Promoted"), "", "== 1"),
         Row(f"{where}: requests during the rollout", requests["total"], "requests"),
-        Row(f"{where}: requests that failed", requests["failed"], "requests", "== 0"),
+        Row(f"{where}: failed requests", requests["failed"], "requests", "== 0"),
         Row(f"{where}: pipeline", result["timings_s"]["pipeline"], "s"),
         Row(f"{where}: rollout", result["timings_s"]["rollout"], "s"),
     ]

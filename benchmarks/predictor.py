@@ -276,9 +276,9 @@ def throughput_rows(
             if size == 1:
                 one_row[server.name] = load.rate
     best = max(one_row[server.name] for server in stock)
-    rows.append(Row("throughput vs the best stock peer", one_row["serin"] / best, "x", ">= 10"))
+    rows.append(Row("throughput vs the best stock peer", one_row["serin"] / best, "×", ">= 10"))
     rows.append(
-        Row("throughput vs a constant kserve model", one_row["serin"] / one_row[constant.name], "x", ">= 0.8")
+        Row("throughput vs a constant kserve model", one_row["serin"] / one_row[constant.name], "×", ">= 0.8")
     )
     return rows + latency_rows(serin, [(server, one_row[server.name]) for server in stock], records, sizes)
 
@@ -294,7 +294,7 @@ def latency_rows(serin: Server, maxima: list[tuple[Server, float]], records: Rec
     best, rate = min(measured)
     own = p99_ms(serin, records, sizes, rate)
     rows.append(Row(f"serin: p99 at {rate:.0f} requests/s", own, "ms"))
-    rows.append(Row("p99 vs the best stock peer at 60 % of the peer's maximum", own / best, "x", "<= 0.2"))
+    rows.append(Row("p99 vs the best stock peer at 60 % of the peer's maximum", own / best, "×", "<= 0.2"))
     return rows
 
 
@@ -326,7 +326,7 @@ def log_rows(model: Path, records: Records, scratch: Path, sizes: Sizes) -> list
         memory_mb = with_log.memory_mb()
     ratios = [with_ / without_ for with_, without_ in zip(on[1:], off[1:], strict=True)]
     return [
-        Row("throughput with prediction log and metrics vs without", statistics.median(ratios), "x", ">= 0.9"),
+        Row("throughput with prediction log and metrics vs without", statistics.median(ratios), "×", ">= 0.9"),
         Row("resident memory with the prediction log", memory_mb, "MB"),
     ]
 
@@ -379,7 +379,12 @@ def guided_rows(model: Path, scratch: Path, sizes: Sizes) -> tuple[list[Row], li
 def outcome_rows(what: str, outcomes: Counter[str]) -> list[Row]:
     bad = sum(count for outcome, count in outcomes.items() if outcome.startswith("5") or outcome == "none")
     return [
-        Row(f"{what} malformed requests answered 5xx or not at all, of {outcomes.total()}", bad, "requests", "== 0"),
+        Row(
+            f"{what} malformed requests answered with 5xx or unanswered, of {outcomes.total()}",
+            bad,
+            "requests",
+            "== 0",
+        ),
         *(
             Row(f"{what} malformed requests: {outcome}", outcomes[outcome], "requests")
             for outcome in sorted(outcomes)
@@ -418,7 +423,7 @@ def socket_rows(server: Server, records: Records, every: Records, kept: Sequence
         *outcome_rows("over sockets:", outcomes),
         Row("server alive afterwards", float(alive), "", "== 1"),
         Row("memory growth over the malformed requests", fuzzed_mb - before_mb, "MB", "<= 10"),
-        Row(f"memory growth over {sent} good requests", slices_mb[-1] - slices_mb[0], "MB", "<= 3"),
+        Row(f"memory growth over {sent} valid requests", slices_mb[-1] - slices_mb[0], "MB", "<= 3"),
     ]
 
 

@@ -63,7 +63,7 @@ def whole_rollout(bench: Bench, rate: float, plan: Plan) -> list[Row]:
     rows = [
         Row("promoted rollout: ended Promoted", float(status.phase is Phase.PROMOTED), "", "== 1"),
         Row("promoted rollout: requests sent, through every change of split", counted.sent, "requests", ">= 20000"),
-        Row("promoted rollout: answered with an error, or not at all", counted.lost(), "requests", "== 0"),
+        Row("promoted rollout: failed or unanswered", counted.lost(), "requests", "== 0"),
     ]
     for stage, wanted in enumerate(shares):
         arms = [each for each in windows if each["stage"] == stage and each["share"] == wanted / 100]
@@ -74,7 +74,7 @@ def whole_rollout(bench: Bench, rate: float, plan: Plan) -> list[Row]:
             continue
         z = (ours - total * wanted / 100) / math.sqrt(total * wanted / 100 * (1 - wanted / 100))
         rows.append(Row(f"split at {wanted} %: observed in {total:,} requests", 100 * ours / total, "%"))
-        rows.append(Row(f"split at {wanted} %: off by standard errors", abs(z), "", f"<= {Z_BOUND:g}"))
+        rows.append(Row(f"split at {wanted} %: deviation in standard errors", abs(z), "", f"<= {Z_BOUND:g}"))
     return rows
 
 
@@ -96,11 +96,14 @@ def exposure(bench: Bench, repetitions: int) -> list[Row]:
     unanswered = counted.sent - sum(counted.answers.values())
     return [
         Row(
-            "failing candidate at 5 % of 100/s, checks off: median seen", statistics.median(seen), "requests", "<= 10"
+            "failing candidate at 5 % of 100/s, checks off: median exposure",
+            statistics.median(seen),
+            "requests",
+            "<= 10",
         ),
-        Row("failing candidate: most seen", max(seen), "requests"),
+        Row("failing candidate: maximum exposure", max(seen), "requests"),
         Row("failing candidate: rolled back", len(seen), f"of {repetitions}", f"== {repetitions}"),
-        Row("failing candidate: requests without any answer", unanswered, "requests", "== 0"),
+        Row("failing candidate: unanswered requests", unanswered, "requests", "== 0"),
         Row("from the decision to the split in force, median", statistics.median(delays_ms), "ms"),
         Row("from the decision to the split in force, worst", max(delays_ms), "ms"),
     ]
@@ -119,7 +122,7 @@ def refusals(bench: Bench) -> list[Row]:
     names = ", ".join(faults)
     return [
         Row(f"drills, checks on ({names}): refused at 0 %", refused, f"of {len(faults)}", f"== {len(faults)}"),
-        Row("drills, checks on: user requests the bad candidates saw", seen, "requests", "== 0"),
+        Row("drills, checks on: requests served by bad candidates", seen, "requests", "== 0"),
     ]
 
 
@@ -132,7 +135,7 @@ def kills_in_each_phase(bench: Bench) -> list[Row]:
         ends = [_killed(bench, what, phase, expected) for phase, expected in cases]
         phases = ", ".join(phase for phase, _ in cases)
         rows += [
-            Row(f"{what} killed in {phases}: same end", sum(same for same, _, _ in ends), f"of {len(ends)}",
+            Row(f"{what} killed in {phases}: same outcome", sum(same for same, _, _ in ends), f"of {len(ends)}",
                 f"== {len(ends)}"),
             Row(f"{what} killed: requests lost", sum(lost for _, lost, _ in ends), "requests", "== 0"),
             Row(f"{what} killed: stray processes", sum(strays for _, _, strays in ends), "", "== 0"),

@@ -17,6 +17,7 @@ from serin.judge import JudgeSpec, ScoreMetric, Scores
 from serin.plan import PROFILES, Plan
 from serin.platforms.ports import Champion, Platform
 from serin.rollout.document import Candidate, ModelRollout, Phase, Spec, Status
+from serin.text import duration
 
 POLL_S: Final = 0.5
 GRACE_S: Final = 120.0
@@ -104,7 +105,7 @@ def deploy(
     while not rollout.status.phase.terminal:
         if (now() - begun).total_seconds() > limit_s:
             raise TryAgain(
-                f"rollout {rollout.metadata.name} is still {rollout.status.phase} after {limit_s:.0f} s"
+                f"rollout {rollout.metadata.name} is still {rollout.status.phase} after {duration(limit_s)}"
                 f" ({rollout.status.reason}); see `serin status`",
                 delay_s=60,
             )

@@ -155,7 +155,7 @@ class Controller:
                 try:
                     again_s = self.look(service)
                 except Exception:  # one service's trouble must not end the worker that looks at the others
-                    _log.exception("%s/%s could not be looked at", *service)
+                    _log.exception("%s/%s could not be reconciled", *service)
                 self._metrics.lag.observe(time.monotonic() - since_s)
                 self._due.done(service)
                 if again_s is not None:
@@ -216,7 +216,7 @@ class Controller:
             self._step(rollout, document, waits_for, superseded_by)
         except Conflict as error:
             self._metrics.errors.labels(Failure.CONFLICT).inc()
-            _log.info("%s; looking again", error)
+            _log.info("%s; reconciling again", error)
             self._guarded(document, self._read_again, *rollout_of(document))
             return TICK_S
         except Unavailable as error:

@@ -22,6 +22,7 @@ import urllib3
 
 from serin.measure.tally import Counts
 from serin.model.histograms import LATENCY_EDGES_S, bucket
+from serin.text import duration
 
 MAX_AGE_S: Final = 30.0
 """Counts scraped longer ago than this watch nobody."""
@@ -207,7 +208,9 @@ def problem(answers: Answers, now_s: float) -> str | None:
         return told
     oldest_s = max(now_s - each.value for each in answers.times) if answers.times else MAX_AGE_S + 1
     if oldest_s > MAX_AGE_S:
-        return f"{names.requests} was scraped {oldest_s:.0f} s ago; scrape at least every {MAX_AGE_S / 2:.0f} s"
+        return (
+            f"{names.requests} was scraped {duration(oldest_s)} ago; scrape at least every {duration(MAX_AGE_S / 2)}"
+        )
     return _problem_of_buckets(names, answers.buckets)
 
 

@@ -29,8 +29,8 @@ def test_exposure_kills_and_the_gateway_s_cost_are_measured(tmp_path, monkeypatc
         assert bench.follow(bench.release(bench.old, platform.QUICK)).status.phase is Phase.PROMOTED
         rows = {row.what: row for row in rollout.exposure(bench, 1)}
         assert rows["failing candidate: rolled back"].value == 1
-        assert rows["failing candidate: most seen"].value > 0
-        assert rows["failing candidate: requests without any answer"].ok
+        assert rows["failing candidate: maximum exposure"].value > 0
+        assert rows["failing candidate: unanswered requests"].ok
         assert rows["from the decision to the split in force, worst"].value > 0
         assert {row.unit for row in rollout.gateway_cost(bench, 3)} == {"ms", "×"}
         killed = {row.what: row for row in kills.kills(bench, 1)}

@@ -243,7 +243,7 @@ def test_a_controller_that_renews_its_lease_is_at_work() -> None:
     [
         (None, "no controller"),
         (lease(holder=""), "no controller"),
-        (lease(age_s=300), "pod_1 has been silent for 300"),
+        (lease(age_s=300), "pod_1 has been silent for 5 min"),
     ],
 )
 def test_a_missing_controller_is_said(found: dict[str, Any] | None, why: str) -> None:

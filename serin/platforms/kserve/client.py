@@ -20,6 +20,7 @@ from serin.platforms.kserve import service as inference_service
 from serin.platforms.kserve.gateway import Where
 from serin.platforms.ports import ALL, Champion, NameTaken, Which
 from serin.rollout.document import ModelRollout, Phase
+from serin.text import duration
 
 CONTROLLER_NAMESPACE: Final = "serin-system"
 STALE_S: Final = 60.0
@@ -147,7 +148,7 @@ def idle(lease: Json | None, now: datetime) -> str | None:
         return f"no controller is running; {fix}, or install it with `make install`"
     silent_s = (now - datetime.fromisoformat(spec["renewTime"])).total_seconds()
     if silent_s > STALE_S:
-        return f"the controller {spec['holderIdentity']} has been silent for {silent_s:.0f} s; {fix}"
+        return f"the controller {spec['holderIdentity']} has been silent for {duration(silent_s)}; {fix}"
     return None
 
 
