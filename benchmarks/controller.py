@@ -142,6 +142,7 @@ class Platform:
             failed = int(answered * 0.002)
             read["gateway"][f"{revision} codes"] = {200: int(answered) - failed, 500: failed}
             read[revision] = {
+                f"{revision} predictions": read["gateway"][f"{revision} codes"],
                 f"{revision} latency": {key: int(answered * part) for key, part in self._latency.items()},
                 f"{revision} score": {key: int(answered * part) for key, part in self._score.items()},
             }

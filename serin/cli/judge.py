@@ -26,7 +26,7 @@ from serin.measure.export import read as read_export
 from serin.plan import PROFILES, Document, Plan
 from serin.platforms.ports import Platform
 from serin.report import words
-from serin.rollout.document import ModelRollout
+from serin.rollout.document import Counted, ModelRollout
 
 _SEED: Final = 7
 
@@ -177,6 +177,8 @@ def told(rollout: ModelRollout, now: datetime) -> list[str]:
         lines.append(f"Needs attention: {words.sentence(status.alert)}")
     if not status.evidence:
         return [*lines, "Nothing was judged: candidate and stable never shared traffic."]
+    if status.counted is Counted.REQUESTS:
+        lines.append("All requests were judged: the model server does not tell which of them were predictions.")
     lines += [
         "",
         f"Requests: {status.requests.candidate:,} on the candidate, {status.requests.stable:,} on stable; "

@@ -20,6 +20,7 @@ from typing import Any, Final
 from prometheus_client import CollectorRegistry, Counter, Histogram, ProcessCollector
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 
+from serin import plan
 from serin.errors import TryAgain, UserError
 from serin.kube.api import Api, Conflict, Unavailable
 from serin.kube.due import DueTimes
@@ -406,7 +407,15 @@ class Controller:
         recorded = self._api.get(objects.config_map(rollout.metadata.namespace, f"{service.name}-requests"))
         if recorded is not None:
             bodies = kserve.requests(recorded)
-        self._checks.start(uid, service.name, candidate, service.address("prev") if action.stable else None, bodies)
+        self._checks.start(
+            uid,
+            rollout.metadata.namespace,
+            service.name,
+            candidate,
+            service.address("prev") if action.stable else None,
+            bodies,
+            same_signature=rollout.spec.effective_plan.checks is not plan.Checks.OWN,
+        )
 
     # the ModelRollout itself
 

@@ -128,6 +128,14 @@ class Ratio(Stored):
     high: float | None = None
 
 
+class Counted(StrEnum):
+    """What the counts of a rollout are of: `REQUESTS`, all of them, where a model server does not tell which were
+    predictions."""
+
+    PREDICTIONS = "predictions"
+    REQUESTS = "requests"
+
+
 class MetricEvidence(Stored):
     metric: str
     log10_e: float = Field(alias="log10E")
@@ -150,7 +158,8 @@ class Status(Stored):
 
     `traffic` is the candidate's wanted percent; `stage_requests` are the answers while it was in force in this stage,
     `observed_traffic` the candidate's percent of them. `entered_at` is when the phase, or the stage with its pauses,
-    began; `would_roll_back_at` when the judge would have sent the candidate back, had it not been a dry run.
+    began; `counted` what the counts are of, None before there are any; `would_roll_back_at`
+    when the judge would have sent the candidate back, had it not been a dry run.
     `judge_state` is the judge's own document, gone at the end; `platform` the platform's.
     """
 
@@ -167,6 +176,7 @@ class Status(Stored):
     needs_requests: int | None = None
     needs_seconds: float | None = None
     checks: tuple[Check, ...] = ()
+    counted: Counted | None = None
     requests: Requests = Requests()
     stage_requests: Requests = Requests()
     errors: Requests = Requests()

@@ -17,7 +17,18 @@ from serin.judge.decision import Decision
 from serin.judge.policy import ERRORS
 from serin.judge.window import ABANDONED, Window
 from serin.plan import Checks, OnInconclusive, Plan
-from serin.rollout.document import Approval, Check, HistoryEntry, MetricEvidence, Phase, Ratio, Requests, Spec, Status
+from serin.rollout.document import (
+    Approval,
+    Check,
+    Counted,
+    HistoryEntry,
+    MetricEvidence,
+    Phase,
+    Ratio,
+    Requests,
+    Spec,
+    Status,
+)
 from serin.text import count, duration
 
 MAX_RESTARTS: Final = 2
@@ -27,6 +38,12 @@ MAX_LOSSES: Final = 5
 CHECKING: Final = "checking the candidate at 0 % traffic"
 STABLE_DOWN: Final = "; stable is not serving"
 """Before the cause: what a reason says of a stable revision that is not there, which is no reason to stop."""
+UNPROVEN: Final = (
+    "whether the candidate answers predictions is unknown: its model server does not count them and it answered no "
+    "recorded request at 0 %; record some, or promote or abort it"
+)
+PROOF: Final = ("answers", "requests")
+"""Checks that send predictions to the candidate."""
 BY_REQUEST: Final = "promoted by request, outside the judge's guarantee"
 
 
@@ -46,16 +63,18 @@ class Observation:
     """What a platform sees of one rollout.
 
     `candidate` is the revision this rollout asked for, None before it exists and after it is gone. `split` is the
-    candidate's percent of traffic that the gateway confirms. `windows` are those closed since the last call.
-    `checks` are the results at 0 % traffic, None until they are in. `refusal` is why the platform cannot start
-    (yours to fix), `preparing` what it has to do before it can, `waits_for` an older rollout of the same service,
-    `superseded_by` a newer one, `foreign_change` what somebody else changed about the service meanwhile.
+    candidate's percent of traffic that the gateway confirms. `windows` are those closed since the last call,
+    `counted` what is counted in them. `checks` are the results at 0 % traffic, None until they are in. `refusal` is
+    why the platform cannot start (yours to fix), `preparing` what it has to do before it can, `waits_for` an older
+    rollout of the same service, `superseded_by` a newer one, `foreign_change` what somebody else changed about the
+    service meanwhile.
     """
 
     stable: Revision | None = None
     candidate: Revision | None = None
     split: int = 0
     windows: tuple[Window, ...] = ()
+    counted: Counted = Counted.PREDICTIONS
     checks: tuple[Check, ...] | None = None
     refusal: str | None = None
     preparing: str | None = None
@@ -122,7 +141,7 @@ def _stable_down(stable: Revision | None) -> str | None:
 def _reconcile(spec: Spec, status: Status, observation: Observation, now: datetime) -> Step:
     if status.stage is None and observation.candidate is not None:
         status = status.model_copy(update={"candidate_revision": observation.candidate.name})
-    status = _counted(status, observation.windows)
+    status = _counted(status, observation.windows, observation.counted)
     if observation.stable is not None and observation.stable.name == status.candidate_revision:
         if observation.split != 0:
             return _stay(status, "the candidate is now stable; the gateway has not confirmed this yet")
@@ -159,11 +178,12 @@ def refused(status: Status, reason: str, now: datetime) -> Status:
     return _move(status, Phase.ROLLING_BACK, now, f"stopped: {reason}")
 
 
-def _counted(status: Status, windows: tuple[Window, ...]) -> Status:
+def _counted(status: Status, windows: tuple[Window, ...], counted: Counted) -> Status:
     """Add the answers in `windows`; those under the split in force also give the observed share."""
     stage_requests = _plus(status.stage_requests, [each for each in windows if each.share == status.traffic / 100])
     in_stage = stage_requests.stable + stage_requests.candidate
     update = {
+        "counted": counted if windows else status.counted,
         "requests": _plus(status.requests, windows),
         "errors": _plus_events(status.errors, windows, ERRORS),
         "abandoned": _plus_events(status.abandoned, windows, ABANDONED),
@@ -418,6 +438,8 @@ def _traffic_step(spec: Spec, status: Status, seen: Observation, now: datetime, 
     dry_run = spec.judge.dry_run
     if (status.alert is not None and not dry_run) or not shown:
         return _inconclusive(plan, status, seen, now, phase, status.alert or said)
+    if status.counted is Counted.REQUESTS and not any(each.passed and each.name in PROOF for each in status.checks):
+        return _inconclusive(plan, status, seen, now, phase, UNPROVEN)
     left_s = (plan.bake.seconds if phase is Phase.BAKING else plan.stages[stage].min_seconds) - _age_s(status, now)
     if left_s > 0:
         status = status.model_copy(update={"needs_seconds": left_s})

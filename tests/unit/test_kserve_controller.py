@@ -137,8 +137,11 @@ class FakeGateway:
             self._codes[name] = self._codes.get(name, 0) + 10 * percent
 
     def counts(self, namespace: str, stable: str, candidate: str) -> Counts:
-        read = {f"{name} codes": {200: self._codes.get(name, 0)} for name in (stable, candidate)}
-        return Counts(time.time(), {"kourier": read}, {})
+        read = {
+            process: {f"{name} {kind}": {200: self._codes.get(name, 0)} for name in (stable, candidate)}
+            for process, kind in (("kourier", "codes"), ("servers", "predictions"))
+        }
+        return Counts(time.time(), read, {})
 
     def problem(self, namespace: str, stable: str) -> str | None:
         return self.blind

@@ -180,6 +180,25 @@ def test_what_a_predictor_counts_while_it_is_silent_for_a_moment_is_not_lost(wor
     assert counters(tally, "churn-1").servers[0].latency == {12: 50}
 
 
+def test_predictors_tell_their_predictions_and_when_one_of_them_does_not(world: World) -> None:
+    world.predictors = {"churn-2": [pod("churn-2-x", "churn-2")]}
+    world.predictor = {"boot": "b-1", "latency": {}, "score": {}, "requests": {"200": 7, "500": 2}}
+    found = world.counts()
+    assert found.read["b-1"]["churn-2 predictions"] == {200: 7, 500: 2}
+    assert not found.incomplete
+    world.predictor = None
+    assert world.counts().incomplete
+    world.predictors["churn-2"] = []
+    assert not world.counts().incomplete
+
+
+@pytest.mark.parametrize("requests", [{"-1": 4}, {"99": 4}, {"200": -4}, {"200": 1e400}, {"200": "x"}, [200]])
+def test_predictions_that_cannot_be_are_nobodys(world: World, requests: object) -> None:
+    world.predictors = {"churn-1": [pod("churn-1-x", "churn-1")]}
+    world.predictor = {"boot": "b-1", "latency": {}, "score": {}, "requests": requests}
+    assert set(world.counts().read) == {"uid-kourier-1"}
+
+
 def test_predictors_that_hang_keep_nobody_from_looking_at_the_others(
     world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -197,12 +216,14 @@ def test_predictors_that_hang_keep_nobody_from_looking_at_the_others(
     clock_s = [2000.0]
     monkeypatch.setattr(world.telemetry, "_ask", ask)
     monkeypatch.setattr(module.time, "monotonic", lambda: clock_s[0])
-    looks = 30
-    for _ in range(looks):
+    waited_s = 0.0
+    for _ in range(120):
         before_s = clock_s[0]
         world.counts()
         assert clock_s[0] - before_s <= module.PREDICTORS_S
+        waited_s += clock_s[0] - before_s
         clock_s[0] += 1
+    assert waited_s < (clock_s[0] - 2000) / module.REST
     assert "b-well" in world.counts().read
     assert asked["127.0.0.2"] > 3
 
@@ -253,6 +274,10 @@ class Candidates:
     def __init__(self) -> None:
         self.asked: list[tuple[str, str]] = []
         self.codes = {"latest-x": 200, "prev-x": 200}
+        self.features = {
+            "latest-x": {"tenure": "FP32", "plan": "BYTES"},
+            "prev-x": {"tenure": "FP32", "plan": "BYTES"},
+        }
         self.hangs: set[str] = set()
         self.ended = threading.Event()
         world = self
@@ -263,8 +288,16 @@ class Candidates:
                 world.asked.append((host, self.path))
                 if host in world.hangs:
                     world.ended.wait(20)
-                self.send_response(world.codes[host])
+                code, said = world.codes[host], {}
+                if self.path == "/v2/models/churn":
+                    said = world.metadata(host)
+                elif self.path.endswith("/infer"):
+                    request = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+                    if wrong := world.wrong(host, request):
+                        code, said = 400, {"error": wrong}
+                self.send_response(code)
                 self.end_headers()
+                self.wfile.write(json.dumps(said).encode())
 
             do_POST = do_GET
 
@@ -278,10 +311,21 @@ class Candidates:
         """As the API server tells of the gateway's Service."""
         return {"spec": {"clusterIP": f"{HERE}:{self.http.server_address[1]}"}}
 
-    def check(self, bodies: int = 0) -> dict[str, Check]:
+    def metadata(self, host: str) -> dict[str, Any]:
+        kinds = self.features[host].items()
+        return {"inputs": [{"name": name, "datatype": kind, "shape": [-1, 1]} for name, kind in kinds]}
+
+    def wrong(self, host: str, request: dict[str, Any]) -> str | None:
+        """As serin's model server: what is not sent is missing, what is not known is refused."""
+        for each in request["inputs"]:
+            if self.features[host].get(each["name"]) != each["datatype"]:
+                return f"Input {each['name']!r} is unknown, or of another type."
+        return None
+
+    def check(self, bodies: int = 0, **options: Any) -> dict[str, Check]:
         api: Any = self
         gateway = Gateway(api, Where())
-        found = gateway.check("churn", "http://latest-x", "http://prev-x", [{}] * bodies, timeout_s=0.1)
+        found = gateway.check("churn", "http://latest-x", "http://prev-x", [{}] * bodies, timeout_s=0.1, **options)
         return {each.name: each for each in found}
 
 
@@ -296,8 +340,54 @@ def candidates() -> Iterator[Candidates]:
 
 def test_a_good_candidate_passes_its_checks(candidates: Candidates) -> None:
     found = candidates.check(bodies=30)
-    assert [name for name, each in found.items() if each.passed] == ["ready", "answers", "latency"]
+    assert [name for name, each in found.items() if each.passed] == ["ready", "answers", "latency", "requests"]
     assert found["ready"].detail == "20 of 20 report the model as ready"
+
+
+@pytest.mark.parametrize(
+    "features",
+    [{"tenure": "FP32"}, {"tenure": "FP32", "tariff": "BYTES"}, {"tenure": "FP32", "plan": "FP32"}],
+    ids=["dropped", "renamed", "retyped"],
+)
+def test_a_candidate_must_take_what_stables_clients_send(candidates: Candidates, features: dict[str, str]) -> None:
+    """Without a single recorded request: stable's metadata says what they send."""
+    candidates.features["latest-x"] = features
+    found = candidates.check()
+    assert [name for name, each in found.items() if not each.passed] == ["requests"]
+    assert found["requests"].detail == (
+        "a request with the features that stable's clients send got 400: Input 'plan' is unknown, or of another type."
+    )
+    assert all(each.passed for each in candidates.check(same_signature=False).values())
+
+
+@pytest.mark.parametrize("features", [{"tenure": "FP32", "plan": "BYTES", "new": "FP32"}])
+def test_a_feature_that_clients_do_not_send_yet_is_no_reason(
+    candidates: Candidates, features: dict[str, str]
+) -> None:
+    candidates.features["latest-x"] = features
+    assert candidates.check()["requests"].passed
+
+
+def test_who_does_not_tell_its_features_is_not_asked_for_them(candidates: Candidates) -> None:
+    candidates.features["prev-x"] = {}
+    assert "requests" not in candidates.check()
+
+
+@pytest.mark.parametrize(
+    "metadata",
+    [
+        None,
+        [],
+        {"inputs": None},
+        {"inputs": [{}]},
+        {"inputs": [{"name": "x", "datatype": "FP32", "shape": ["a"]}]},
+        {"inputs": [{"name": "x", "datatype": "FP32", "shape": [10**9]}]},
+        {"inputs": [{"name": "x", "datatype": "FP32", "shape": [10**5, -7]}]},
+        {"inputs": [{"name": "x", "datatype": {}, "shape": [1]}]},
+    ],
+)
+def test_metadata_of_which_no_request_can_be_made(metadata: object) -> None:
+    assert module.v2_request(metadata) is None
 
 
 def test_requests_that_stable_refuses_too_do_not_count(candidates: Candidates) -> None:
@@ -314,6 +404,39 @@ def test_a_candidate_that_hangs_keeps_the_checks_of_others_waiting_no_longer_tha
     assert found["ready"].detail == "0 of 3 report the model as ready (others: no answer)"
     assert candidates.asked.count(("latest-x", "/v1/models/churn")) == 3
     assert len(candidates.asked) <= 9
+
+
+def test_a_namespaces_checks_leave_threads_to_others() -> None:
+    """Two candidates that drip held all of them."""
+    ended, begun = threading.Event(), []
+
+    class Slow:
+        def check(self, name: str, *_: object, **__: object) -> tuple[Check, ...]:
+            begun.append(name)
+            ended.wait(20)
+            return ()
+
+    slow: Any = Slow()
+    checks = module.Checks(slow)
+
+    def start(namespace: str, name: str) -> None:
+        checks.start(f"uid-{name}", namespace, name, "http://x", None, [], same_signature=True)
+
+    try:
+        for number in range(20):
+            start("theirs", f"t{number}")
+        start("ours", "o")
+        deadline_s = module.time.monotonic() + 20
+        while "o" not in begun and module.time.monotonic() < deadline_s:
+            ended.wait(0.01)
+        assert sorted(begun) == ["o", "t0", "t1"]
+    finally:
+        ended.set()
+    while checks.result("uid-t0") is None:
+        ended.wait(0.01)
+    start("theirs", "t2")  # its turn
+    while checks.result("uid-t2") is None:
+        module.time.sleep(0.01)
 
 
 def test_without_a_gateway_the_check_names_it(candidates: Candidates, monkeypatch: pytest.MonkeyPatch) -> None:

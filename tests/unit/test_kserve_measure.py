@@ -273,3 +273,82 @@ def test_the_window_of_a_full_split_is_left_alone() -> None:
     window = Window(1, 0, 1, 0, None, ArmCounts(requests=3), ArmCounts(requests=9))
     assert without_probes(window) == window
     assert without_probes(dataclasses.replace(window, share=1.0)).candidate.requests == 9
+
+
+def told_apart(*looks: tuple[dict[int, int], dict[int, int]], complete: bool = True) -> dict[int, int]:
+    """What remains of the gateway's answers beside those that the model server counted."""
+    tally = Tally()
+    for answers, predictions in looks:
+        read = {"kourier": {"r1 codes": answers}, "pod": {"r1 predictions": predictions}}
+        tally = add(tally, read, complete=complete)
+    return {code: count for code, count in counters(tally, "r1", predictions_alone=True).codes.items() if count}
+
+
+def test_probes_monitors_scanners_and_health_checks_are_no_predictions() -> None:
+    assert told_apart(({200: 7, 404: 2}, {200: 4}), ({200: 157, 404: 92, 405: 3}, {200: 14})) == {200: 10}
+
+
+def test_what_a_dead_model_server_could_not_count_are_errors() -> None:
+    assert told_apart(({200: 50}, {200: 50}), ({200: 150, 503: 40}, {200: 50})) == {503: 40}
+
+
+def test_errors_over_grpc_are_answers_200_at_the_gateway() -> None:
+    assert told_apart(({200: 0}, {}), ({200: 30}, {500: 28, 400: 2})) == {500: 28, 400: 2}
+
+
+def test_while_a_model_server_does_not_tell_nothing_is_taken_apart() -> None:
+    assert told_apart(({200: 0}, {}), ({200: 30}, {}), complete=False) == {200: 30}
+
+
+@given(
+    st.lists(
+        st.tuples(st.integers(0, 40), st.integers(0, 40), st.integers(0, 5), st.booleans()), min_size=1, max_size=30
+    )
+)
+def test_predictions_are_never_more_than_there_were_and_never_fewer_than_before(
+    looks: list[tuple[int, int, int, bool]],
+) -> None:
+    """Model servers are read a little later than the gateway; some looks are incomplete."""
+    tally, asked, others_asked, jitters, before = Tally(), 0, 0, [0], 0
+    for predictions, others, sooner, complete in [(0, 0, 0, True), *looks]:
+        asked, others_asked = asked + predictions, others_asked + others
+        jitters.append(sooner)
+        read = {
+            "kourier": {"r1 codes": {200: asked + others_asked}},
+            "pod": {"r1 predictions": {200: asked + sooner}},
+        }
+        tally = add(tally, read, complete=complete)
+        kept = counters(tally, "r1", predictions_alone=True).codes.get(200, 0)
+        assert before <= kept <= asked + others_asked
+        if complete and len(jitters) > 2 and all(look[3] for look in looks):
+            assert asked - max(jitters) <= kept <= asked + max(jitters)
+        before = kept
+
+
+def test_predictions_among_other_requests_are_judged_by_the_requests_seen() -> None:
+    """They were counted at another moment than the gateway's split; what is no prediction says nothing of it."""
+
+    def read(stable: int, candidate: int, monitored: int) -> dict[str, Any]:
+        predictions = {"r1 predictions": {200: stable}, "r2 predictions": {200: candidate}}
+        return codes(stable + monitored, candidate + monitored) | {"servers": predictions}
+
+    quiet, busy = looks(
+        (0, service(20), read(0, 0, 0)),
+        (20, service(20), read(80, 20, 0)),
+        (30, service(20), read(160, 40, 500)),
+    )[1:]
+    assert quiet is not None
+    assert busy is not None
+    assert (quiet.counted_apart, busy.counted_apart) == (False, True)
+    assert (busy.share, busy.stable.requests, busy.candidate.requests) == (0.2, 80, 20)
+
+
+def test_where_one_revision_does_not_count_predictions_both_are_judged_by_all_requests() -> None:
+    """A foreign model server beside one of serin's."""
+    answers = codes(90, 30)["kourier"]
+    *_, window = looks(
+        (0, service(20), {"kourier": codes(0, 0)["kourier"], "servers": {"r2 predictions": {}}}),
+        (20, service(20), {"kourier": answers, "servers": {"r2 predictions": {200: 20}}}),
+    )
+    assert window is not None
+    assert (window.stable.requests, window.candidate.requests) == (90, 30)

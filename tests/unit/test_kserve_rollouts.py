@@ -10,13 +10,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
+from serin.judge import JudgeSpec
 from serin.measure.tally import Counts
 from serin.plan import Bake, Checks, Plan, Stage
 from serin.platforms.kserve.choreography import Create, Delete, Patch, Predictors, next_change
 from serin.platforms.kserve.service import PERCENT, read
 from serin.platforms.kserve.step import Seen, memory, step
-from serin.rollout.document import Candidate, Check, Metadata, ModelRollout, Phase, Spec, Status
-from serin.rollout.reconcile import RunChecks
+from serin.rollout.document import Candidate, Check, Counted, Metadata, ModelRollout, Phase, Requests, Spec, Status
+from serin.rollout.reconcile import UNPROVEN, RunChecks
 from tests.unit.kserve_fake import NEVER, FakeKServe, base, promoted
 
 START = datetime(2026, 11, 22, 9, 30, tzinfo=UTC)
@@ -49,20 +50,33 @@ class Cluster:
     last_checks: tuple[Check, ...] | None = None
     shares: list[tuple[Phase, dict[str, int]]] = dataclasses.field(default_factory=list)
     blind: bool = False
+    rate: int = RATE
+    monitored: int = 0
+    tells: bool = True
+    fails: str | None = None
 
     @property
     def status(self) -> Status:
         return self.rollout.status
 
     def traffic(self) -> None:
+        """`rate` predictions and `monitored` other requests per tick and percent; `fails` is a model that fails all
+        predictions and answers everything else."""
         for name, percent in self.fake.traffic().items():
             codes = self.counts.setdefault(f"{name} codes", {200: 0})
-            codes[200] += RATE * percent
+            predictions = self.counts.setdefault(f"{name} predictions", {200: 0})
+            code = 500 if self.fake.models[name] == self.fails else 200
+            for counted in (codes, predictions):
+                counted[code] = counted.get(code, 0) + self.rate * percent
+            codes[200] += self.monitored * percent
         self.shares.append((self.status.phase, self.fake.traffic()))
 
     def look(self, *, dies_before_writing: bool = False, dies_before_acting: bool = False) -> None:
         service = read(self.fake.read()) if self.fake.exists else None
-        counted = {"kourier": {name: dict(codes) for name, codes in self.counts.items()}}
+        counted = {"kourier": {name: dict(codes) for name, codes in self.counts.items() if name.endswith("codes")}}
+        if self.tells:
+            told = {name: dict(codes) for name, codes in self.counts.items() if name.endswith("predictions")}
+            counted["servers"] = told
         counts = None if self.blind else Counts(self.now.timestamp(), counted)
         seen = Seen(service, counts, "the counters cannot be read" if self.blind else None, self.last_checks)
         status, actions = step(self.rollout, seen, self.now)
@@ -555,6 +569,51 @@ def test_the_way_back_is_kept_in_the_status() -> None:
 def test_checks_off_goes_straight_to_traffic() -> None:
     cluster = Cluster(promoted(), rollout(plan=PLAN.model_copy(update={"checks": Checks.NONE})), checks=BAD)
     assert cluster.run().phase is Phase.PROMOTED
+
+
+def judged(**changes: Any) -> Cluster:
+    """A rollout that is not a dry run."""
+    wanted = rollout(plan=PLAN.model_copy(update={"checks": Checks.NONE}))
+    spec = wanted.spec.model_copy(update={"judge": JudgeSpec()})
+    return Cluster(promoted(), wanted.model_copy(update={"spec": spec}), **changes)
+
+
+def test_no_stage_passes_on_what_is_no_prediction() -> None:
+    cluster = judged(rate=0, monitored=RATE)
+    for _ in range(150):
+        cluster.tick()
+    assert (cluster.status.phase, cluster.status.stage) == (Phase.PROGRESSING, 0)
+    assert cluster.status.requests == Requests()
+    assert cluster.status.counted is Counted.PREDICTIONS
+
+
+def test_a_candidate_that_fails_every_prediction_and_answers_all_else_goes_back() -> None:
+    """1 prediction to 150 questions about metadata."""
+    cluster = judged(rate=1, monitored=150, fails="v3")
+    status = cluster.run()
+    assert status.phase is Phase.ROLLED_BACK
+    assert "errors" in status.reason
+    assert status.requests.candidate == status.errors.candidate > 0
+    assert cluster.model() == {"v2"}
+
+
+def test_predictions_among_other_requests_promote_a_good_candidate() -> None:
+    status = judged(monitored=3 * RATE).run()
+    assert status.phase is Phase.PROMOTED
+    assert status.requests.stable + status.requests.candidate <= RATE * 100 * 200
+
+
+def test_who_does_not_count_predictions_is_promoted_only_if_it_answered_recorded_ones() -> None:
+    cluster = Cluster(
+        promoted(), rollout(), checks=(Check(name="ready", passed=True, detail="20 of 20"),), tells=False
+    )
+    cluster.run(lambda status: status.reason == UNPROVEN)
+    for _ in range(50):
+        cluster.tick()
+    assert (cluster.status.phase, cluster.status.stage) == (Phase.PROGRESSING, 0)
+    assert cluster.status.counted is Counted.REQUESTS
+
+    assert Cluster(promoted(), rollout(), checks=GOOD, tells=False).run().phase is Phase.PROMOTED
 
 
 @settings(max_examples=150, deadline=None)

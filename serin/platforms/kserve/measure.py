@@ -8,7 +8,7 @@ from typing import Final
 from pydantic import Field
 
 from serin.judge.window import ABANDONED, ArmCounts, Window
-from serin.measure.tally import Counts, Tally, add, counters
+from serin.measure.tally import CODES, Counts, Tally, add, counters, others, tells_predictions
 from serin.measure.windows import Reading, window_between
 from serin.plan import Stored
 from serin.platforms.kserve.service import Service
@@ -43,16 +43,25 @@ class Measured(Stored):
         """Whether the split was in force when this was counted."""
         return self.in_force_since_s is not None and self.at_s >= self.in_force_since_s
 
-    def reading(self, stable: str, candidate: str) -> Reading:
+    def reading(self, stable: str, candidate: str, *, predictions_alone: bool) -> Reading:
+        arms = {
+            revision: counters(self.tally, revision, predictions_alone=predictions_alone)
+            for revision in (stable, candidate)
+        }
         return Reading(
             at_s=self.at_s,
             window_id=self.window_id,
             stage=self.stage,
             percent=self.percent,
             gateway="",
-            stable=counters(self.tally, stable).model_copy(update={"old": self.old.get(stable, 0)}),
-            candidate=counters(self.tally, candidate).model_copy(update={"old": self.old.get(candidate, 0)}),
+            stable=arms[stable].model_copy(update={"old": self.old.get(stable, 0)}),
+            candidate=arms[candidate].model_copy(update={"old": self.old.get(candidate, 0)}),
         )
+
+    def tells_predictions(self, *revisions: str) -> bool:
+        """Whether predictions can be told from other requests. Where those of one revision cannot, the other's are
+        not taken apart either: they would be compared with something else."""
+        return all(tells_predictions(self.tally, revision) for revision in revisions)
 
 
 def measure(
@@ -72,7 +81,7 @@ def measure(
     on_time = before is not None and before.at_s < counts.at_s
     since_s = before.in_force_since_s if before is not None and on_time and before.percent == percent else None
     since_s = now_s if since_s is None else since_s
-    tally = add(before.tally if before is not None else Tally(), counts.read)
+    tally = add(before.tally if before is not None else Tally(), counts.read, complete=not counts.incomplete)
     after = Measured(
         at_s=counts.at_s,
         window_id=before.window_id + 1 if before is not None else 0,
@@ -91,9 +100,13 @@ def measure(
     after = after.model_copy(update={"old": old})
     if before is None or before.percent == percent == 0:
         return after, None
-    window = window_between(before.reading(stable, candidate), after.reading(stable, candidate))
-    window = dataclasses.replace(window, counted_apart=counts.apart)
-    if not same_split or (counts.active is None and before.at_s - since_s < SETTLE_S):
+    alone = after.tells_predictions(stable, candidate)
+    readings = [each.reading(stable, candidate, predictions_alone=alone) for each in (before, after)]
+    window = window_between(*readings)
+    # what is no prediction is known from the model servers, who are read one after the other
+    taken_apart = alone and any(others(tally, each) > others(before.tally, each) for each in (stable, candidate))
+    window = dataclasses.replace(window, counted_apart=counts.apart or taken_apart)
+    if not same_split or counts.incomplete or (counts.active is None and before.at_s - since_s < SETTLE_S):
         window = dataclasses.replace(window, share=None)
     elif after.at_s - since_s < SETTLE_S:
         window = without_probes(window)
@@ -118,7 +131,7 @@ def _old(before: Measured | None, tally: Tally, revision: str, active: Mapping[s
 
 
 def _answers(tally: Tally, revision: str) -> int:
-    return sum(counters(tally, revision).codes.values())
+    return sum(tally.total.get(f"{revision}{CODES}", {}).values())
 
 
 def without_probes(window: Window) -> Window:

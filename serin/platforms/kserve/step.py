@@ -14,7 +14,7 @@ from serin.platforms.kserve import choreography
 from serin.platforms.kserve.choreography import Predictors
 from serin.platforms.kserve.measure import Measured, measure
 from serin.platforms.kserve.service import Service
-from serin.rollout.document import Check, ModelRollout, Phase, Status
+from serin.rollout.document import Check, Counted, ModelRollout, Phase, Status
 from serin.rollout.reconcile import Action, reconcile
 from serin.text import duration
 
@@ -62,6 +62,7 @@ def step(rollout: ModelRollout, seen: Seen, now: datetime) -> tuple[Status, tupl
     observation = dataclasses.replace(
         observation,
         windows=(window,) if window is not None else (),
+        counted=_counted(measured, status),
         checks=seen.checks,
         waits_for=seen.waits_for,
         superseded_by=seen.superseded_by,
@@ -103,6 +104,12 @@ def _measured(
     if status.traffic == 100 or seen.service.percent in (None, 100):
         return before, None
     return measure(before, seen.service, status, seen.counts, now.timestamp())
+
+
+def _counted(measured: Measured | None, status: Status) -> Counted:
+    arms = (status.stable_revision or "", status.candidate_revision or "")
+    told = measured is not None and measured.tells_predictions(*arms)
+    return Counted.PREDICTIONS if told else Counted.REQUESTS
 
 
 def _blind(status: Status, measured: Measured | None, now: datetime) -> str | None:
