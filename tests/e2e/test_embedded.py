@@ -363,6 +363,7 @@ def test_gateway_and_stable_server_come_back_and_the_rollout_ends_right(here, mo
         gateway = here.platform.store.setting("gateway_pid")
         os.kill(gateway[0], signal.SIGKILL)
         here.wait(lambda: here.platform.store.setting("gateway_pid") != gateway, "another gateway")
+        here.wait(lambda: "the gateway died" in (here.platform.problem() or ""), "that to be said")
         stable = here.find(rollout).status.stable_revision
         killed = here.servers(stable)
         assert killed

@@ -44,11 +44,11 @@ class GatewayProcess:
         self._admin: aiohttp.ClientSession | None = None
         self._retry_at = 0.0
         self._spawned_at = 0.0
-        self._refused, self._came_up = 0, False
+        self._refused = 0
         self._answered_at = time.monotonic()
         self._trouble: str | None = None
         self._replaced: tuple[float, str] | None = None
-        self._told = self.pid is not None
+        self._there = self._came_up = self._told = self.pid is not None
         chosen = os.environ.get("SERIN_PORT")
         if chosen:
             store.save_setting("wanted_port", int(chosen))
@@ -73,9 +73,10 @@ class GatewayProcess:
     def ensure(self) -> None:
         """Start it unless it is there, or was started a moment ago, or its port is taken."""
         if self.pid is not None:
+            self._there = True
             return
-        if self._child is not None:
-            self._note_death(self._child)
+        if self._there:
+            self._note_death()
         if time.monotonic() < self._retry_at:
             return
         self._retry_at = time.monotonic() + RETRY_S
@@ -86,14 +87,14 @@ class GatewayProcess:
             return
         self._start(port)
 
-    def _note_death(self, child: subprocess.Popen[bytes]) -> None:
-        self._child = None
+    def _note_death(self) -> None:
+        code = self._child.returncode if self._child is not None else None
+        self._there, self._child = False, None
         if self._came_up:
             self._replaced = (time.monotonic(), f"the gateway died at {_clock()} and was restarted")
-            _log.error("the gateway died (exit code %s)", child.returncode)
+            _log.error("the gateway died (exit code %s)", code)
         else:
-            log = self._home / "logs" / "gateway.log"
-            self._say(f"the gateway exited at once (exit code {child.returncode}); see {log}")
+            self._say(f"the gateway exited at once (exit code {code}); see {self._home / 'logs' / 'gateway.log'}")
 
     def _start(self, port: int) -> None:
         bootstrap = self._home / "gateway" / "bootstrap.json"
@@ -152,12 +153,9 @@ class GatewayProcess:
         """Try, for as long as it runs, whether clients are let in, and replace a gateway that shuts them out."""
         while True:
             await asyncio.sleep(PROBE_S)
-            try:
-                port, pid = self._store.setting("port"), self.pid
-                if port is not None and pid is not None:
-                    await self._probe(port, pid)
-            except Exception as error:  # a disk that is full, say: whoever ends now leaves a gateway nobody probes
-                self._say(f"the gateway cannot be probed: {error!r}")
+            port, pid = self._store.setting("port"), self.pid
+            if port is not None and pid is not None:
+                await self._probe(port, pid)
 
     async def _probe(self, port: int, pid: int) -> None:
         try:
@@ -176,7 +174,7 @@ class GatewayProcess:
             _log.error("the gateway does not accept clients; replacing it")
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
-            self._child, self._retry_at = None, 0.0
+            self._there, self._child, self._retry_at = False, None, 0.0
             self._replaced = (now, f"the gateway did not accept clients at {_clock()} and was replaced")
 
     def _say(self, trouble: str) -> None:
