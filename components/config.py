@@ -95,8 +95,9 @@ def _as_text(value: object) -> object:
 
 class Config(_Section):
     """`positive` is compared with the values of `target` ignoring case and spaces; yes, true and 1 are the same, and
-    so are no, false and 0. `protected` attributes are features too, unless `drop` names them. `release` is a serin
-    plan (a profile's name, or a document as in ModelRollout spec.plan). `store` is needed for a cluster only."""
+    so are no, false and 0. `protected` attributes are features too, unless `drop` names them; what `keep` names is
+    one whatever it looks like. `release` is a serin plan (a profile's name, or a document as in ModelRollout
+    spec.plan). `store` is needed for a cluster only."""
 
     service: Annotated[str, Field(pattern=r"^[a-z]([-a-z0-9]*[a-z0-9])?$", max_length=40)]
     data: Data
@@ -104,6 +105,7 @@ class Config(_Section):
     positive: Annotated[str, BeforeValidator(_as_text)]
     ids: tuple[str, ...] = ()
     drop: tuple[str, ...] = ()
+    keep: tuple[str, ...] = ()
     protected: tuple[str, ...] = ()
     costs: Costs = Costs()
     split: Split = Split()

@@ -37,6 +37,7 @@ def check_columns(columns: Iterable[str], config: Config) -> None:
     """Every column the config names is there, and the target is nothing else besides."""
     names = list(columns)
     wanted = {"target": (config.target,), "ids": config.ids, "protected": config.protected, "drop": config.drop}
+    wanted["keep"] = config.keep
     wanted |= {"data.types": tuple(config.data.types), "data.normalise": config.data.normalise}
     if config.split.group:
         wanted["split.group"] = (config.split.group,)
@@ -136,8 +137,15 @@ def _useless(table: Table, name: str, config: Config) -> str | None:
     values = table.rows[name]
     if values.nunique(dropna=False) == 1:
         return "has only one value"
+    guessed = None if name in config.keep else _no_feature(table, name, config)
+    return guessed and f"{guessed}; keep: [{name}] makes it a feature"
+
+
+def _no_feature(table: Table, name: str, config: Config) -> str | None:
+    """Why a column is thought to tell a model nothing that holds for other rows."""
+    values = table.rows[name]
     if name in table.times:
-        return "is a date or time; derive a number from it, such as an age in days"
+        return "is a date or time, from which a number could be derived, such as an age in days"
     if values.dtype == np.float64:
         return "is a row number" if _numbers_the_rows(values) else None
     given = values[values != ""]

@@ -146,14 +146,17 @@ def test_columns_that_describe_nothing_are_left_out_and_kept_in_the_rows(
     rows.insert(0, "", range(count))
     summary = run(tmp_path, rows, config(drop=["tenure", "gender"]))
     assert summary.dropped == {
-        "unnamed 1": "is a row number",
+        "unnamed 1": "is a row number; keep: [unnamed 1] makes it a feature",
         "gender": "is named in drop",
         "tenure": "is named in drop",
         "same": "has only one value",
         "empty": "has only one value",
-        "comment": f"has {count} distinct values in {count} rows",
-        "since": "is a date or time; derive a number from it, such as an age in days",
+        "comment": f"has {count} distinct values in {count} rows; keep: [comment] makes it a feature",
+        "since": "is a date or time, from which a number could be derived, such as an age in days; keep: [since] "
+        "makes it a feature",
     }
+    kept = run(tmp_path / "kept", rows, config(drop=["tenure", "gender"], keep=["unnamed 1", "comment", "since"]))
+    assert set(kept.features) == {*summary.features, "unnamed 1", "comment", "since"}
     assert "sparse" in summary.features
     assert {"gender", "tenure", "comment"} <= set(read_rows(tmp_path / "test").columns)
     assert read_schema(tmp_path / "test").protected == ("gender", "SeniorCitizen")
@@ -333,7 +336,7 @@ def test_a_row_number_is_found_though_some_rows_were_repeated_or_removed(
 ) -> None:
     rows = customers.assign(row=range(len(customers)))
     rows = pd.concat([rows.head(50), rows.iloc[49:]]) if spoil == "repeated" else rows.drop(index=[3, 70, 71])
-    assert run(tmp_path, rows, config()).dropped == {"row": "is a row number"}
+    assert run(tmp_path, rows, config()).dropped == {"row": "is a row number; keep: [row] makes it a feature"}
     shuffled = rows.sample(frac=1, random_state=0)
     found = run(tmp_path / "shuffled", shuffled, config())
     assert found.dropped == {}
