@@ -439,10 +439,10 @@ def protocol_rows(model: Path, records: Records, every: Records, sizes: Sizes) -
             ("gRPC", fuzz_rpc(grpc_port, make.rpc, sizes.protocol)),
         ):
             show(outcome.failures)
-            blame = "UNKNOWN, INTERNAL or the like" if name == "gRPC" else "5xx or not at all"
+            blame = "with UNKNOWN, INTERNAL or the like" if name == "gRPC" else "with 5xx or unanswered"
             rows += [
                 Row(f"{name}: fuzzed requests", outcome.sent, "requests", f">= {sizes.protocol}"),
-                Row(f"{name}: of them valid", 100 * outcome.valid / outcome.sent, "%", ">= 33.4"),
+                Row(f"{name}: of which valid", 100 * outcome.valid / outcome.sent, "%", ">= 33.4"),
                 Row(f"{name}: valid, and not answered with 200 (OK)", outcome.refused, "requests", "== 0"),
                 Row(f"{name}: answered {blame}", outcome.blamed, "requests", "== 0"),
                 *(Row(f"{name}: {ending}", n, "requests") for ending, n in sorted(outcome.endings.items())),

@@ -58,8 +58,8 @@ def _latest(values: pd.Series, share: float) -> npt.NDArray[np.bool_]:
     if times.isna().any() and (orders := _days_and_months(values)):
         if len(orders) > 1:
             raise UserError(
-                f"Config split.time: in column {values.name!r} the day could come first, or the month; write "
-                "them like 2026-01-31."
+                f"Config split.time: in column {values.name!r} either day or month could come first; write dates "
+                "like 2026-01-31."
             )
         (times,) = orders
     if times.isna().any():

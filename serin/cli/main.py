@@ -149,9 +149,11 @@ def down(context: click.Context) -> None:
 
 
 @cli.command()
-@click.option("--service", default=None, help="Of this service only.")
-@click.option("--since", default=None, metavar="TIME", help="Made since then: 36h, 7d, or a date such as 2026-11-30.")
-@click.option("--all", "every", is_flag=True, help=f"All, not only the latest {LISTED} and those under way.")
+@click.option("--service", default=None, help="Only this service.")
+@click.option(
+    "--since", default=None, metavar="TIME", help="Only those created since: 36h, 7d, or a date such as 2026-11-30."
+)
+@click.option("--all", "every", is_flag=True, help=f"Show all, not only the latest {LISTED} and those in progress.")
 @pass_platform
 def status(platform: Platform, service: str | None, since: str | None, *, every: bool) -> None:
     """Show the service and its rollouts."""

@@ -135,7 +135,7 @@ def reconcile(spec: Spec, status: Status, observation: Observation, now: datetim
 def _stable_down(stable: Revision | None) -> str | None:
     if stable is None or stable.ready:
         return None
-    return stable.failure or (f"it died, restart {stable.restarts} is under way" if stable.restarts else None)
+    return stable.failure or (f"it died; restart {stable.restarts} is in progress" if stable.restarts else None)
 
 
 def _reconcile(spec: Spec, status: Status, observation: Observation, now: datetime) -> Step:

@@ -315,7 +315,7 @@ def test_a_home_that_cannot_be_one(tmp_path, monkeypatch, capsys):
 def test_a_home_with_a_broken_database(serin, tmp_path):
     (tmp_path / ".serin").mkdir()
     (tmp_path / ".serin" / "serin.db").write_text("this is no database " * 50)
-    assert "serin.db is damaged (file is not a database); put a copy of it back" in refused(serin("status"))
+    assert "serin.db is damaged (file is not a database); restore a backup" in refused(serin("status"))
 
 
 def test_a_home_of_another_version(serin, store):

@@ -356,7 +356,7 @@ def test_days_in_other_orders_are_times_as_well(tmp_path: Path, customers: pd.Da
 
 def test_days_that_could_be_months_are_refused(tmp_path: Path, customers: pd.DataFrame) -> None:
     days = [f"{i % 9 + 1:02d}-{i % 12 + 1:02d}-2024" for i in range(len(customers))]
-    with pytest.raises(UserError, match="in column 'day' the day could come first, or the month; write them like"):
+    with pytest.raises(UserError, match="in column 'day' either day or month could come first; write dates like"):
         run(tmp_path, customers.assign(day=days), config(split={"time": "day"}))
 
 

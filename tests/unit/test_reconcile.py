@@ -548,7 +548,7 @@ def test_a_dry_run_still_takes_a_dying_candidate_back():
     ("down", "why"),
     [
         (Revision(STABLE, ready=False, restarts=3, failure="its model is gone"), "its model is gone"),
-        (Revision(STABLE, ready=False, restarts=3), "it died, restart 3 is under way"),
+        (Revision(STABLE, ready=False, restarts=3), "it died; restart 3 is in progress"),
     ],
 )
 def test_a_stable_revision_that_is_down_is_said_once_and_is_no_reason_to_stop(down, why):

@@ -286,7 +286,7 @@ def test_a_full_disk_is_one_sentence_and_the_store_goes_on_when_there_is_room(st
     store.create_rollout(rollout("churn-2"))
     full = store._db.execute("PRAGMA page_count").fetchone()[0]
     store._db.execute(f"PRAGMA max_page_count = {full}")
-    with pytest.raises(UserError, match=r"disk of .* is full; make room"), store.transaction():
+    with pytest.raises(UserError, match=r"disk of .* is full; free some space"), store.transaction():
         store.save_setting("large", "x" * 100_000)
     store._db.execute("PRAGMA max_page_count = 1000000")
     with store.transaction():

@@ -73,7 +73,7 @@ class Embedded:
             return f"no supervisor is running for {home}; start it with `serin up`"
         if time.monotonic() - (home / processes.LOCK).stat().st_mtime > SILENT_S:
             if shutil.disk_usage(home).free < FULL_BYTES:
-                return f"the disk of {home} is full, all traffic is with the stable revisions until there is room"
+                return f"the disk of {home} is full; stable has all traffic until there is free space"
             return f"the supervisor of {home} makes no progress; see {home / 'logs' / 'supervisor.log'}"
         return "; ".join(_state(self.store)["problems"]) or None
 

@@ -174,7 +174,7 @@ class Store:
                 supervisor = processes.supervisor_pid(home)
                 if supervisor not in (None, os.getpid()):
                     raise UserError(
-                        f"The supervisor of {home} is of an earlier version of serin; restart it with `serin down` "
+                        f"The supervisor of {home} runs an earlier version of serin; restart it with `serin down` "
                         "and `serin up`."
                     )
                 copy = home / f"{FILE}.version-{version}"
@@ -411,13 +411,13 @@ def explained(error: sqlite3.DatabaseError, home: Path) -> UserError | TryAgain:
     if code.startswith(("SQLITE_BUSY", "SQLITE_LOCKED")):
         return TryAgain(f"{file} is locked by another program.", delay_s=5)
     if code.startswith("SQLITE_FULL"):
-        return UserError(f"The disk of {home} is full; make room, for example with `serin prune`.")
+        return UserError(f"The disk of {home} is full; free some space, for example with `serin prune`.")
     if code.startswith(("SQLITE_CORRUPT", "SQLITE_NOTADB")):
         return UserError(
-            f"{file} is damaged ({error}); put a copy of it back, or move it away, run `serin up` and release the "
-            "model again. A gateway that runs keeps serving the stable revisions."
+            f"{file} is damaged ({error}); restore a backup, or move it away, run `serin up` and release the model "
+            "again. A running gateway keeps serving stable."
         )
-    return UserError(f"{file} cannot be used ({error}); check the disk of {home} and who may write there.")
+    return UserError(f"{file} cannot be used ({error}); check the disk of {home} and its permissions.")
 
 
 def _rollout(row: sqlite3.Row) -> ModelRollout:
@@ -425,8 +425,8 @@ def _rollout(row: sqlite3.Row) -> ModelRollout:
         spec, status = Spec.model_validate_json(row["spec"]), Status.model_validate_json(row["status"])
     except ValidationError as error:
         raise UserError(
-            f"Rollout {row['name']} in the store cannot be read: {error.errors()[0]['msg']}; it is of another "
-            "version of serin, or was edited."
+            f"Rollout {row['name']} in the store cannot be read: {error.errors()[0]['msg']}; it was written by "
+            "another version of serin, or edited."
         ) from error
     metadata = Metadata(
         name=row["name"],
