@@ -108,7 +108,7 @@ cluster-test: .venv/.ready-dev ## Run full rollouts and fault injection on the c
 bench-pipeline bench-rollout bench-judge bench-predictor bench-controller bench-kfp: bench-%: .venv/.ready-dev
 	@$(BIN)/python -m benchmarks.$*
 
-dist: .venv/.ready-dev ## The wheel and its SBOM (CycloneDX), into dist/
+dist: .venv/.ready-dev ## Build the wheel and its SBOM (CycloneDX) into dist/
 	@rm -rf dist
 	@$(UV) build -q --wheel --no-build-isolation --python $(BIN)/python
 	@$(BIN)/cyclonedx-py requirements --pyproject pyproject.toml --output-reproducible -o dist/serin.cdx.json requirements.lock
