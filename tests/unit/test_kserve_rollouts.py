@@ -523,7 +523,7 @@ def test_no_history_gives_a_revision_requests_it_should_not_have(data: st.DataOb
     cluster = Cluster(fake, rollout(), checks=GOOD if good else BAD)
     fake.race = data.draw(st.booleans()) and stable == "r2"
     race = fake.race
-    random = data.draw(st.randoms(use_true_random=True))
+    random = data.draw(st.randoms())
     abort_at = data.draw(st.one_of(st.none(), st.integers(0, 80)))
     for tick in range(300):
         if tick == abort_at:
@@ -623,7 +623,7 @@ def test_whatever_others_do_the_end_is_one_model_with_everything(data: st.DataOb
     fake = data.draw(st.sampled_from([base, promoted]))(delay=lambda _model: delay)
     content = fake.models[next(iter(fake.traffic()))]
     cluster = Cluster(fake, rollout())
-    random = data.draw(st.randoms(use_true_random=True))
+    random = data.draw(st.randoms())
     changes = data.draw(st.dictionaries(st.integers(1, 60), st.sampled_from(FOREIGN), max_size=2))
     for tick in range(300):
         if tick in changes and cluster.status.phase is not Phase.PENDING:
