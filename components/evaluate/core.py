@@ -11,11 +11,12 @@ import numpy as np
 import pandas as pd
 
 from components import dataset
-from components.config import Config, Costs
+from components.config import Config, Costs, Training
 from components.evaluate import metrics, verdict
 from components.evaluate.compare import Comparison, Groups, Scored, comparable, compare
 from components.evaluate.evaluation import Candidate, Curves, Evaluation, Metrics, Side, Slice
 from components.train import features, record, scoring
+from components.train.learners import RECIPES
 from serin import model
 from serin.errors import UserError
 
@@ -93,7 +94,10 @@ def evaluate(config: Config, candidates: Sequence[Path], champion: Path | None, 
         differences=comparison.differences,
         checks=comparison.checks,
         slices=tuple(_slices(rows, y, schema, challenger, stable, config.costs)),
-        notes=tuple(_notes(y, groups, stable.retyped if stable else ())),
+        notes=(
+            *budget_notes([record.read(root) for root in candidates], config.training),
+            *_notes(y, groups, stable.retyped if stable else ()),
+        ),
     )
 
 
@@ -203,6 +207,18 @@ def _slices(
                     challenger=_metrics(challenger.scored.of(members), y[members], costs),
                     champion=_metrics(champion.scored.of(members), y[members], costs),
                 )
+
+
+def budget_notes(records: Sequence[record.Record], training: Training) -> Iterator[str]:
+    """What the time budget did not allow to train on, or to try."""
+    for each in records:
+        if each.sampled:
+            yield (
+                f"{each.learner}: training.budget_s of {training.budget_s:g} s allowed to tune and calibrate on "
+                f"{each.judged_rows:,} of the {each.rows:,} training rows; the model was fitted on all of them."
+            )
+        if not each.trials and RECIPES[each.learner].space:
+            yield f"{each.learner}: training.budget_s of {training.budget_s:g} s left no time for tuning."
 
 
 def _notes(y: np.ndarray, groups: Groups, retyped: tuple[str, ...]) -> Iterator[str]:

@@ -35,6 +35,7 @@ def write(config: Config, schema: Schema, record: Record) -> str:
             f"{'sigmoid' if record.calibrated else 'not needed'} | {record.trials} |",
             "",
             f"Settings: {settings}.",
+            *_budget(record),
             "",
             "## Costs",
             f"A false positive costs {config.costs.false_positive:g}, a false negative "
@@ -45,3 +46,11 @@ def write(config: Config, schema: Schema, record: Record) -> str:
             "",
         ]
     )
+
+
+def _budget(record: Record) -> list[str]:
+    if not record.sampled:
+        return []
+    return [
+        f"Tuned and calibrated on {record.judged_rows} of the rows, to keep within the time budget; fitted on all."
+    ]

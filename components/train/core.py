@@ -59,7 +59,7 @@ def train(
     """Write the model directory `out` from the dataset directories `train` and `test`.
 
     Of `test` only the features are used: for the parity check, the samples and the scores' distribution. With
-    the same data, config and number of trials the directory is the same, byte for byte.
+    the same data, config, number of trials and judged rows the directory is the same, byte for byte.
     Raises `UserError` for data no model can be made of, `ParityError` when the export is not exact.
     """
     started = clock()
@@ -78,17 +78,19 @@ def train(
     with threadpool_limits(1):
         trained = fit(RECIPES[learner], inputs, y, groups, config.training, clock)
 
-    threshold = cheapest_threshold(trained.probabilities, y, config.costs)
+    judged = y[trained.judged]
+    threshold = cheapest_threshold(trained.probabilities, judged, config.costs)
     record = Record(
         learner=learner,
         rows=len(y),
         event_rate=float(y.mean()),
-        log_loss=float(metrics.log_losses(y, trained.probabilities).mean()),
-        auc=metrics.auc(y, trained.probabilities),
-        cost=float(metrics.decision_costs(y, trained.probabilities >= threshold, config.costs).mean()),
+        log_loss=float(metrics.log_losses(judged, trained.probabilities).mean()),
+        auc=metrics.auc(judged, trained.probabilities),
+        cost=float(metrics.decision_costs(judged, trained.probabilities >= threshold, config.costs).mean()),
         threshold=threshold,
         calibrated=trained.sigmoid != IDENTITY,
         trials=trained.trials,
+        judged_rows=len(judged),
         params=dict(trained.params),
     )
     signature = Signature(
@@ -97,7 +99,7 @@ def train(
         positive=schema.positive,
         negative=schema.negative,
         threshold=threshold,
-        review=review_band(trained.probabilities, y, config.costs),
+        review=review_band(trained.probabilities, judged, config.costs),
         features=columns,
     )
     scores = _export(trained, columns, test_inputs, out)

@@ -8,7 +8,7 @@ import numpy as np
 import optuna
 import pandas as pd
 from sklearn.base import BaseEstimator
-from sklearn.model_selection import StratifiedGroupKFold, StratifiedKFold
+from sklearn.model_selection import StratifiedGroupKFold, StratifiedKFold, train_test_split
 
 from components.config import Training
 from components.evaluate import metrics
@@ -18,6 +18,11 @@ from serin.errors import UserError
 
 TUNING_FOLDS: Final = 3
 FOLDS: Final = 5
+FEWEST_FOLDS: Final = 2
+MIN_ROWS: Final = 1000
+MIN_EVENTS: Final = 200
+"""Of the rarer class, in a sample of the rows."""
+SMALL_CELLS: Final = 500_000
 
 Fold = tuple[np.ndarray, np.ndarray]
 """Row numbers to fit on, row numbers held out."""
@@ -25,16 +30,45 @@ Fold = tuple[np.ndarray, np.ndarray]
 
 @dataclass(frozen=True)
 class Trained:
-    """A fitted learner with its calibration; `probabilities` are out-of-fold, row by row of the training data."""
+    """A learner fitted on all training rows, with its calibration. `judged` are the numbers of the rows, all or a
+    sample of them, that `trials`, calibration and the out-of-fold `probabilities` are of."""
 
     estimator: BaseEstimator
     sigmoid: Sigmoid
     params: Params
     trials: int
+    judged: np.ndarray
     probabilities: np.ndarray
 
     def predict(self, inputs: pd.DataFrame) -> np.ndarray:
         return self.sigmoid(margin(self.estimator, inputs))
+
+
+@dataclass(frozen=True)
+class Effort:
+    """What the time budget allows: `rows` to tune and judge on, whether to tune at all, folds to judge by."""
+
+    rows: int
+    tuning: bool
+    folds: int
+
+
+def effort(fit_s: float, rows: int, rarer: int, budget_s: float) -> Effort:
+    """Bound the fits before the last one, which takes all rows: one trial and the judging of its setting.
+
+    `fit_s`: what one fit on all `rows` takes; it is taken to grow in proportion to them. `rarer`: rows of the rarer
+    class. Rows are halved rather than cut to measure, so that runs whose timings differ a little have the same ones.
+    Where too few would be left, there is no tuning.
+    """
+    first_trial, judging = TUNING_FOLDS - 1, FOLDS - 1  # in fits of all rows: each of k leaves one k-th out
+    wanted = rows
+    while fit_s * wanted / rows * (first_trial + judging) > budget_s:
+        half = wanted // 2
+        if half < MIN_ROWS or rarer * half < MIN_EVENTS * rows:
+            judged_in_time = fit_s * wanted / rows * judging <= budget_s
+            return Effort(wanted, tuning=False, folds=FOLDS if judged_in_time else FEWEST_FOLDS)
+        wanted = half
+    return Effort(wanted, tuning=True, folds=FOLDS)
 
 
 def fit(
@@ -45,14 +79,49 @@ def fit(
     training: Training,
     clock: Callable[[], float],
 ) -> Trained:
-    """Tune on one partition of the rows, judge and calibrate the winner on another one, fit it on all rows."""
+    """Tune on one partition of the rows, judge and calibrate the winner on another one, fit it on all rows.
+
+    All but the last fit keep to `training.budget_s`, if need be on a sample of the rows, see `effort`.
+    """
     seed = training.seed
-    tuning, judging = folds(y, groups, TUNING_FOLDS, seed), folds(y, groups, FOLDS, seed + 1)
-    params, trials = _tune(recipe, inputs, y, tuning, training, clock)
-    margins = _out_of_fold(recipe, params, inputs, y, judging, seed)
-    sigmoid, probabilities = calibrate(margins, y, seed)
+    started = clock()
+    allowed = _effort(recipe, inputs, y, training, clock)
+    judged = _sample(y, allowed.rows, seed)
+    some, some_y = inputs.iloc[judged], y[judged]
+    some_groups = None if groups is None else groups[judged]
+    judging = folds(some_y, some_groups, allowed.folds, seed + 1)
+    params, trials = recipe.first, 0
+    if recipe.space and allowed.tuning:
+        tuning = folds(some_y, some_groups, TUNING_FOLDS, seed)
+        left = training.model_copy(update={"budget_s": training.budget_s - (clock() - started)})
+        params, trials = _tune(recipe, some, some_y, tuning, left, clock)
+    margins = _out_of_fold(recipe, params, some, some_y, judging, seed)
+    sigmoid, probabilities = calibrate(margins, some_y, seed)
     estimator = recipe.build(params, inputs, seed).fit(inputs, y)
-    return Trained(estimator, sigmoid, params, trials, probabilities)
+    return Trained(estimator, sigmoid, params, trials, judged, probabilities)
+
+
+def _effort(
+    recipe: Recipe, inputs: pd.DataFrame, y: np.ndarray, training: Training, clock: Callable[[], float]
+) -> Effort:
+    """From the time that one fit takes, on part of a long table. Small tables are not worth the measurement."""
+    rows = len(y)
+    if inputs.size <= SMALL_CELLS:
+        return Effort(rows, tuning=True, folds=FOLDS)
+    measured = _sample(y, min(rows, max(MIN_ROWS, SMALL_CELLS // len(inputs.columns))), training.seed)
+    started = clock()
+    recipe.build(recipe.first, inputs, training.seed).fit(inputs.iloc[measured], y[measured])
+    fit_s = (clock() - started) * rows / len(measured)
+    return effort(fit_s, rows, int(min(y.sum(), rows - y.sum())), training.budget_s)
+
+
+def _sample(y: np.ndarray, rows: int, seed: int) -> np.ndarray:
+    """Row numbers in their order, with the classes in their proportion."""
+    everything = np.arange(len(y))
+    if rows >= len(y):
+        return everything
+    chosen, _ = train_test_split(everything, train_size=rows, stratify=y, random_state=seed)
+    return np.sort(chosen)
 
 
 def _tune(
@@ -64,15 +133,16 @@ def _tune(
     clock: Callable[[], float],
 ) -> tuple[Params, int]:
     """The setting with the least log loss, and how many were tried: at most `training.trials`, and no more than
-    are expected to end within `training.budget_s`. The first setting is always tried."""
-    if not recipe.space:
-        return recipe.first, 0
+    leave time, within `training.budget_s`, to judge the best one. The first setting is always tried."""
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     study = optuna.create_study(sampler=optuna.samplers.TPESampler(seed=training.seed, n_startup_trials=5))
     study.enqueue_trial(dict(recipe.first))
     started = clock()
+    judging = (FOLDS - 1) / (TUNING_FOLDS - 1)  # takes as long as so many trials
     tried = 0
-    while tried < training.trials and (tried == 0 or (clock() - started) * (tried + 1) / tried <= training.budget_s):
+    while tried < training.trials and (
+        tried == 0 or (clock() - started) * (tried + 1 + judging) / tried <= training.budget_s
+    ):
         trial = study.ask(dict(recipe.space))
         margins = _out_of_fold(recipe, trial.params, inputs, y, parts, training.seed)
         study.tell(trial, float(metrics.log_losses(y, IDENTITY(margins)).mean()))

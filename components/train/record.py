@@ -11,8 +11,9 @@ TRAINING_FILE: Final = Path("meta/training.json")
 
 
 class Record(BaseModel):
-    """`log_loss`, `auc` and `cost` (per decision) are out-of-fold, on training rows. `event_rate` is the share of
-    positive training rows. `trials` is the number of settings tried, 0 where there is nothing to tune."""
+    """`log_loss`, `auc` and `cost` (per decision) are out-of-fold, on `judged_rows` of the training rows (None: all),
+    as many as the time budget allowed to tune and calibrate on. `event_rate` is the share of positive training rows.
+    `trials` is the number of settings tried, 0 where there is nothing to tune or no time to."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
     learner: Learner
@@ -24,7 +25,12 @@ class Record(BaseModel):
     threshold: float
     calibrated: bool
     trials: int
+    judged_rows: int | None = None
     params: dict[str, float]
+
+    @property
+    def sampled(self) -> bool:
+        return self.judged_rows is not None and self.judged_rows < self.rows
 
 
 def read(model: Path) -> Record:

@@ -9,14 +9,18 @@ import datasets
 import numpy as np
 import pandas as pd
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from components import dataset
-from components.config import Costs, Learner
+from components.config import Costs, Learner, Training
+from components.evaluate.core import budget_notes
 from components.train import record, scoring
 from components.train.calibration import IDENTITY, Sigmoid, calibrate, cheapest_threshold
 from components.train.core import train
 from components.train.features import CATEGORIES, frame, of_schema, retyped, top_categories
-from components.train.fitting import folds
+from components.train.fitting import FEWEST_FOLDS, FOLDS, MIN_EVENTS, MIN_ROWS, Effort, effort, fit, folds
+from components.train.learners import RECIPES
 from predictor import explain
 from predictor.scorer import Scorer, warm_up
 from serin import model
@@ -142,7 +146,7 @@ def test_too_few_of_one_class_is_the_users_to_fix(sides: tuple[Path, Path], tmp_
     ("budget_s", "tried"),
     [
         (1, 1),  # the first setting is tried whatever the budget
-        (17, 3),
+        (32, 3),
         (1000, 5),
     ],
 )
@@ -150,9 +154,69 @@ def test_tuning_ends_with_the_budget_or_the_trials(
     sides: tuple[Path, Path], tmp_path: Path, budget_s: float, tried: int
 ) -> None:
     config = datasets.config(training={"trials": 5, "budget_s": budget_s})
-    # the clock is looked at once per trial and gains five seconds each time: a fourth would end after 20 s
+    # the clock is looked at once per trial and gains five seconds each time; judging takes as long as two
+    # trials, so a fourth would end after 20 s and judging after 30 s
     result = train(config, "logistic", train=sides[0], test=sides[1], out=tmp_path, clock=count(0, 5).__next__)
     assert result.record.trials == tried
+
+
+@pytest.mark.parametrize(
+    ("fit_s", "rows", "rarer", "expected"),
+    [
+        (1.0, 1_000_000, 300_000, Effort(1_000_000, tuning=True, folds=FOLDS)),  # 2 + 4 fits in 10 s
+        (10.0, 1_000_000, 300_000, Effort(125_000, tuning=True, folds=FOLDS)),
+        (1000.0, 1_000_000, 1000, Effort(250_000, tuning=False, folds=FEWEST_FOLDS)),  # events are not thrown away
+        (2.0, 1079, 400, Effort(1079, tuning=False, folds=FOLDS)),  # a wide table has no rows to spare
+        (60.0, 1079, 400, Effort(1079, tuning=False, folds=FEWEST_FOLDS)),
+    ],
+)
+def test_the_budget_bounds_the_first_trial_and_the_folds(
+    fit_s: float, rows: int, rarer: int, expected: Effort
+) -> None:
+    assert effort(fit_s, rows, rarer, budget_s=10.0) == expected
+
+
+@given(
+    fit_s=st.floats(0, 1e5), rows=st.integers(20, 10**7), rare=st.floats(0.001, 0.5), budget_s=st.floats(0.01, 1e4)
+)
+def test_the_budget_is_kept_or_as_little_is_done_as_makes_sense(
+    fit_s: float, rows: int, rare: float, budget_s: float
+) -> None:
+    rarer = max(1, int(rare * rows))
+    found = effort(fit_s, rows, rarer, budget_s)
+    assert 1 <= found.rows <= rows
+    assert found.rows == rows or (found.rows >= MIN_ROWS and rarer * found.rows >= MIN_EVENTS * rows)
+    fits = (found.folds - 1) + (2 if found.tuning else 0)
+    assert fit_s * found.rows / rows * fits <= budget_s or found.folds == FEWEST_FOLDS
+
+
+def test_a_long_table_is_tuned_on_a_sample_and_fitted_whole() -> None:
+    rng = np.random.default_rng(1)
+    inputs = pd.DataFrame({f"f{i}": rng.normal(size=60_000).astype(np.float32) for i in range(10)})
+    y = (inputs["f0"] + rng.normal(size=60_000) > 1).to_numpy(np.int64)
+    seconds = iter([0.0, 0.0, 20.0, 20.0, *range(21, 100)])  # 50,000 rows take 20 s
+    trained = fit(RECIPES["logistic"], inputs, y, None, Training(trials=5, budget_s=60), seconds.__next__)
+    assert len(trained.judged) == len(trained.probabilities) == 15_000
+    assert y[trained.judged].mean() == pytest.approx(y.mean(), abs=1e-3)
+    assert trained.trials >= 1
+    known = record.Record(
+        learner="logistic",
+        rows=len(y),
+        event_rate=0.2,
+        log_loss=0.1,
+        auc=0.9,
+        cost=1,
+        threshold=0.5,
+        calibrated=False,
+        trials=0,
+        judged_rows=len(trained.judged),
+        params={},
+    )
+    assert list(budget_notes([known], Training(budget_s=60))) == [
+        "logistic: training.budget_s of 60 s allowed to tune and calibrate on 15,000 of the 60,000 training rows; "
+        "the model was fitted on all of them.",
+        "logistic: training.budget_s of 60 s left no time for tuning.",
+    ]
 
 
 def test_folds_keep_groups_together() -> None:
