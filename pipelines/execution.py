@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, suppress
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any, Final, Protocol
 
 from components.preprocess.sources import Source
@@ -54,30 +55,43 @@ class Local:
     def start(self, arguments: Mapping[str, Any], folder: Path, tell: Tell) -> Iterator[Execution]:
         file = folder / "arguments.json"
         file.write_text(json.dumps(arguments, indent=1), encoding="utf-8")
-        process = subprocess.Popen(
-            processes.python("pipelines.local", str(COMPILED), str(file), str(folder / "pipeline")),
-            stdin=subprocess.PIPE,  # see `serin.parent`
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            encoding="utf-8",
-            errors="replace",
-            env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1"},
-            start_new_session=True,  # a group of its own, so that a step ends with it
-        )
-        execution = _LocalExecution(process, folder)
-        reader = threading.Thread(target=execution.read, args=(tell,))
-        reader.start()
-        try:
-            yield execution
-        finally:
-            if process.poll() is None:
-                os.killpg(process.pid, signal.SIGINT)
-                with suppress(subprocess.TimeoutExpired):
-                    process.wait(STOP_S)
-                with suppress(ProcessLookupError):
-                    os.killpg(process.pid, signal.SIGKILL)
-                process.wait()
-            reader.join()
+        with (
+            TemporaryDirectory(dir=folder.resolve(), prefix="tmp-", ignore_cleanup_errors=True) as scratch,
+            _process(file, folder, scratch) as process,
+        ):
+            execution = _LocalExecution(process, folder)
+            reader = threading.Thread(target=execution.read, args=(tell,))
+            reader.start()
+            try:
+                yield execution
+            finally:
+                _end(process)
+                reader.join()
+
+
+def _process(arguments: Path, folder: Path, scratch: str) -> subprocess.Popen[str]:
+    """kfp leaves a folder in the temporary directory for each step: it is in `scratch`."""
+    threads = {"OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1"}
+    return subprocess.Popen(
+        processes.python("pipelines.local", str(COMPILED), str(arguments), str(folder / "pipeline")),
+        stdin=subprocess.PIPE,  # see `serin.parent`
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        encoding="utf-8",
+        errors="replace",
+        env={**os.environ, **threads, "TMPDIR": scratch},
+        start_new_session=True,  # a group of its own, so that a step ends with it
+    )
+
+
+def _end(process: subprocess.Popen[str]) -> None:
+    if process.poll() is None:
+        os.killpg(process.pid, signal.SIGINT)
+        with suppress(subprocess.TimeoutExpired):
+            process.wait(STOP_S)
+        with suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
 
 
 class _LocalExecution:

@@ -11,7 +11,8 @@ import sys
 import warnings
 from pathlib import Path
 
-# kfp.local takes any `docker` that can be imported for Docker's client, also this repository's folder of that name
+# kfp.local takes any `docker` that can be imported for Docker's client. Our packages lie at the repository's root, so
+# the development install has it on the import path, and with it the folder docker/
 sys.modules["docker"] = None  # type: ignore[assignment]
 
 from kfp import components, local  # noqa: E402

@@ -49,7 +49,9 @@ class Place:
     def __init__(self, root: Path) -> None:
         self.root = root
         self.home = root / ".serin"
-        self.env = {**os.environ, "SERIN_HOME": str(self.home), "SERIN_PORT": "0"}
+        self.tmp = root / "tmp"
+        self.tmp.mkdir()
+        self.env = {**os.environ, "SERIN_HOME": str(self.home), "SERIN_PORT": "0", "TMPDIR": str(self.tmp)}
         self.env.pop("SERIN_DATA", None)
 
     def configure(self, **changes: object) -> None:
@@ -99,6 +101,8 @@ def test_the_story_from_a_table_to_a_promoted_canary(place: Place) -> None:
     others = [path for part in ("runs", ".serin", ".cache") if (place.root / part).exists()
               for path in readable_by_others(place.root / part)]  # fmt: skip
     assert others == []
+    assert [path.name for path in place.tmp.iterdir()] == [], "a step left something behind"
+    assert not list((place.root / "runs").glob("*/*/tmp-*"))
 
     curl = next(line for line in done.stdout.splitlines() if line.startswith("try it"))
     words = shlex.split(curl.removeprefix("try it"))
