@@ -30,6 +30,7 @@ help: ## Show this list
 	@echo "  PLATFORM=embedded|kserve|kserve:NAMESPACE   where to release          KFP_ENDPOINT=url   for cluster-run"
 	@echo "  FAULT=errors|latency|scores|crash|slowstart   CHECKS=on|off   SERVICE=name   for drill"
 	@echo "  SERIN_DATA=file   the table to use    SERIN_HOME=folder   the platform's state (.serin)"
+	@echo "  SERIN_RUNS=folder   what runs leave behind (runs)"
 	@echo "  SERIN_PORT=n   the gateway's port (8080)"
 
 setup: .venv/.ready ## Install everything, pinned and checked by hash, into .venv

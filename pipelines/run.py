@@ -335,7 +335,9 @@ TRAFFIC: Final = click.option(
     "--traffic",
     help=f"Requests per second during the rollout, or none. Default: {EMBEDDED_RATE:g}, none on a cluster.",
 )
-RUNS: Final = click.option("--runs", type=click.Path(path_type=Path), default=Path("runs"), show_default=True)
+RUNS: Final = click.option(
+    "--runs", envvar="SERIN_RUNS", type=click.Path(path_type=Path), default=Path("runs"), show_default=True
+)
 
 
 def prepare(config_path: Path, environ: Mapping[str, str]) -> tuple[Config, sources.Source]:

@@ -73,6 +73,11 @@ def _platform(context: click.Context) -> Platform:
     return _existing(_home(context))
 
 
+def _runs() -> Path:
+    """Where a command keeps what it counted."""
+    return Path(os.environ.get("SERIN_RUNS", "runs"))
+
+
 def _home(context: click.Context) -> Path:
     """The folder of the embedded platform."""
     named: str | None = said(context, "platform")
@@ -211,7 +216,7 @@ def release_command(
     requests_per_s = rate(traffic)
     client.up(home)
     platform = Embedded(home)
-    folder = Path("runs")
+    folder = _runs()
     with _traffic(platform, service, requests_per_s, folder):
         ended = _watched(platform, release.request(platform, spec, digest).metadata.name, Losses(folder / TALLY))
     _end(ended)
@@ -308,7 +313,7 @@ def drill(
     )
     prefix = f"drill-{fault}"
     name, _ = release.attach(platform.rollouts(Which(name=prefix)), prefix, serving=False)
-    folder = Path("runs") / f"{name}-{datetime.now(UTC):%Y%m%dT%H%M%S}"
+    folder = _runs() / f"{name}-{datetime.now(UTC):%Y%m%dT%H%M%S}"
     with _traffic(platform, service, traffic, folder) as tally:
         rollout = release.create(platform, spec, name)
         ended = _watched(platform, rollout.metadata.name, Losses(folder / TALLY))

@@ -52,6 +52,7 @@ class Place:
         self.tmp = root / "tmp"
         self.tmp.mkdir()
         self.env = {**os.environ, "SERIN_HOME": str(self.home), "SERIN_PORT": "0", "TMPDIR": str(self.tmp)}
+        self.env["SERIN_RUNS"] = str(root / "runs")
         self.env.pop("SERIN_DATA", None)
 
     def configure(self, **changes: object) -> None:
@@ -215,6 +216,12 @@ def documented() -> list[str]:
     return list(dict.fromkeys(line for block in blocks for line in block.splitlines() if line.strip()))
 
 
+def of_the_user() -> list[tuple[Path, str]]:
+    """What commands leave in the checkout when they are not told another place, and where its links point."""
+    found = [path for name in ("runs", ".serin", ".cache") for path in (ROOT / name, *(ROOT / name).glob("*"))]
+    return [(path, str(path.resolve())) for path in found if path.exists() or path.is_symlink()]
+
+
 def test_every_command_of_the_docs_works(place: Place) -> None:
     """In the order a reader meets them; `make run` is a reader's second one here."""
     place.configure()
@@ -222,11 +229,13 @@ def test_every_command_of_the_docs_works(place: Place) -> None:
     commands = documented()
     assert "make run" in commands
     assert set(NOT_HERE) <= set(commands)
+    before = of_the_user()
     for command in [*(each for each in commands if each not in NOT_HERE), "make down"]:
         done = subprocess.run(
             shlex.split(command), cwd=ROOT, env=env, capture_output=True, text=True, timeout=120, check=False
         )
         assert done.returncode == 0, f"{command}\n{done.stdout}{done.stderr}"
+    assert of_the_user() == before
     assert list(belonging_to(place.home)) == []
 
 

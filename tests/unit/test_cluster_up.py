@@ -44,6 +44,7 @@ def stub(folder: Path, name: str, script: str) -> None:
 def test_everything_is_installed_in_order_and_what_is_refused_is_tried_again(tmp_path: Path) -> None:
     stub(tmp_path, "docker", "")
     stub(tmp_path, "kind", "")
+    stub(tmp_path, "sysctl", "echo 8192")
     stub(tmp_path, "sleep", "")
     stub(
         tmp_path,
@@ -61,9 +62,19 @@ def test_everything_is_installed_in_order_and_what_is_refused_is_tried_again(tmp
     assert calls.index("kubectl config use-context kind-serin") < next(i for i, c in enumerate(calls) if "apply" in c)
 
 
+def test_too_few_inotify_instances_are_named_before_a_cluster_is_made(tmp_path: Path) -> None:
+    for name in ("docker", "kind", "kubectl"):
+        stub(tmp_path, name, "")
+    stub(tmp_path, "sysctl", "echo 128")
+    code, told = run("up", "kind", path=f"{tmp_path}:{os.environ['PATH']}")
+    assert code == 2 and "sysctl -w fs.inotify.max_user_instances=1280" in told
+    assert "kind create" not in (tmp_path / "calls").read_text()
+
+
 def test_what_stays_refused_ends_it_with_what_was_said(tmp_path: Path) -> None:
     stub(tmp_path, "docker", "")
     stub(tmp_path, "kind", "")
+    stub(tmp_path, "sysctl", "echo 8192")
     stub(tmp_path, "sleep", "")
     stub(tmp_path, "kubectl", '[[ "$*" != *" -f "* ]] || { echo "no such host" >&2; exit 1; }')
     code, told = run("up", "kind", path=f"{tmp_path}:{os.environ['PATH']}")

@@ -19,8 +19,8 @@ from serin.platforms.embedded.gateway import LOCAL
 LOCK: Final = "supervisor.lock"
 """The file of a platform's folder that its supervisor holds locked."""
 _KEPT_VARIABLES: Final = ("PATH", "HOME", "LANG", "LC_ALL", "TZ", "LD_LIBRARY_PATH", "VIRTUAL_ENV")
-"""A model server gets these of the supervisor's environment, and nothing that may be a secret; nor TMPDIR, which may be
-gone with a caller's run."""
+"""A model server gets these of the supervisor's environment, and nothing that may be a secret; nor TMPDIR, which may
+go with a caller's run."""
 KILL_S: Final = 5.0
 _OWN_FILES: Final = ("--config-path", "--model-dir")
 """The options by which a gateway and a model server are known as ours."""
