@@ -166,6 +166,7 @@ def test_a_home_of_every_released_version_goes_on_with_its_models_and_rollouts(v
     assert {each.name for each in opened.revisions()} == {service.stable, service.candidate}
     assert all(each.servers == () and each.model.is_absolute() for each in opened.revisions()), "started anew"
     assert opened.setting("gateway_pid") is None and opened.setting("port")
+    assert version > 1 or opened.setting("wanted_port") == 0, "the port that clients know, if it is free"
     windows = opened.windows(rollouts[2].metadata.name, "default")
     assert opened.last_window(rollouts[2]) == windows[-1]["id"] > 3
     assert timeline.from_document(windows[-1]).stable.requests > 0

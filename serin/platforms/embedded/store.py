@@ -49,13 +49,15 @@ CREATE TABLE window (
 );
 CREATE TABLE setting (key TEXT PRIMARY KEY, value TEXT NOT NULL);
 """,
-    # Several processes for each revision, on sockets. Those of before are strays now, and started anew.
+    # Several processes for each revision, on sockets. Those of before are strays now, and started anew. Clients know
+    # the gateway by its port, whether it was chosen or fallen back to: that one if it is free, or else any.
     """
 ALTER TABLE revision ADD COLUMN servers TEXT NOT NULL DEFAULT '[]';
 ALTER TABLE revision DROP COLUMN port;
 ALTER TABLE revision DROP COLUMN pid;
 ALTER TABLE revision DROP COLUMN started;
 ALTER TABLE revision DROP COLUMN restarts;
+INSERT OR IGNORE INTO setting SELECT 'wanted_port', '0' FROM setting WHERE key = 'port';
 DELETE FROM setting WHERE key IN ('gateway_pid', 'admin_port');
 UPDATE rollout SET counters = NULL;
 """,
