@@ -24,9 +24,9 @@ from serin.judge.timeline import from_document
 from serin.judge.window import Window
 from serin.measure.export import read as read_export
 from serin.plan import PROFILES, Document, Plan
-from serin.platforms.ports import Platform
+from serin.platforms.ports import Platform, Which
 from serin.report import words
-from serin.rollout.document import Counted, ModelRollout
+from serin.rollout.document import Candidate, Counted, ModelRollout
 
 _SEED: Final = 7
 
@@ -109,6 +109,8 @@ def aa(
     candidate: str | None,
 ) -> None:
     """Evaluate an A/A rollout: false rollbacks and the margins needed."""
+    if not _is_file(rollout):
+        _require_one_model(connected(context), rollout)
     windows, own_plan, own_judge = _record(context, rollout, stable, candidate)
     chosen, judge = _plan_and_judge(None, policy_file, own_plan, own_judge)
     found = twins(windows, policy_for(chosen, judge))
@@ -276,6 +278,34 @@ def _policy_of(file: Path) -> PolicyFile:
         first = error.errors()[0]
         field = ".".join(str(part) for part in first["loc"]) or "document"
         raise UserError(f"Policy {file}: {field}: {first['msg']}.") from error
+
+
+def _is_file(rollout: str | None) -> bool:
+    return rollout is not None and Path(rollout).suffix in (".json", ".parquet", ".csv")
+
+
+def _require_one_model(platform: Platform, name: str | None) -> None:
+    """Raises `UserError` when the rollout's two revisions are not known to have the same model."""
+    rollout = rollout_named(platform, name)
+    stable = rollout.status.stable_revision
+    earlier = platform.rollouts(Which(service=rollout.spec.service))
+    brought = [each for each in earlier if stable is not None and each.status.candidate_revision == stable]
+    if not brought:
+        raise UserError(
+            f"An A/A test needs the same model twice; no rollout is left that says which one was stable in "
+            f"{rollout.metadata.name}. Give its timeline.parquet instead if you know that it was the same."
+        )
+    if not _same_model(brought[-1].spec.candidate, rollout.spec.candidate):
+        raise UserError(
+            f"An A/A test needs the same model twice; in {rollout.metadata.name} the candidate is another model than "
+            f"stable, which {brought[-1].metadata.name} released."
+        )
+
+
+def _same_model(one: Candidate, other: Candidate) -> bool:
+    if one.digest is not None and other.digest is not None:
+        return one.digest == other.digest
+    return (one.storage_uri, one.predictor) == (other.storage_uri, other.predictor)
 
 
 def _record(

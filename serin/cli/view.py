@@ -16,6 +16,7 @@ from serin.judge import timeline
 from serin.judge.policy import metric_name
 from serin.judge.timeline import Arm
 from serin.judge.window import Window
+from serin.plan import Checks
 from serin.report import words
 from serin.rollout.document import HistoryEntry, MetricEvidence, ModelRollout, Phase, Status
 
@@ -31,6 +32,9 @@ RATIO_LIMIT: Final = 4.0
 HISTORY: Final = 3
 REASON_WIDTH: Final = 110
 """Columns a terminal must have for the reasons in a list of rollouts."""
+_CHECKS: Final = 1
+_FIRST_STAGE: Final = 2
+"""Places on the track."""
 PLAIN_S: Final = 5.0
 """Without a terminal, a line of progress at most this often."""
 
@@ -97,8 +101,10 @@ def _reason(status: Status) -> Text:
 
 
 def _track(rollout: ModelRollout) -> Text:
-    """The way to 100 %, with the place the rollout has reached."""
+    """The way to 100 %, with the place the rollout has reached. What is not on this rollout's way is left out; what
+    it was spared, by somebody who promoted it, is not ticked."""
     plan, status = rollout.spec.effective_plan, rollout.status
+    first = status.started_at is not None and status.stable_revision is None
     steps = [
         "start",
         "checks",
@@ -106,14 +112,21 @@ def _track(rollout: ModelRollout) -> Text:
         f"bake {plan.bake.traffic} %",
         "100 %",
     ]
+    last = len(steps) - 1
+    stages = range(_FIRST_STAGE, last)
+    left_out = set(stages) if first else {_CHECKS} if plan.checks is Checks.NONE else set()
+    been = {entry.stage + _FIRST_STAGE for entry in status.history if entry.stage is not None}
     turned_back = status.phase in (Phase.ROLLING_BACK, Phase.ROLLED_BACK, Phase.FAILED)
     reached = _place(words.last_forward(status.history) if turned_back else status, len(plan.stages))
     line = Text()
     for index, step in enumerate(steps):
+        if index in left_out:
+            continue
         if index:
             line.append(" ── ", "dim")
         if index < reached or status.phase is Phase.PROMOTED:
-            line.append(f"✓ {step}", "green")
+            passed = index not in stages or index in been
+            line.append(f"✓ {step}" if passed else f"– {step}", "green" if passed else "dim")
         elif index == reached:
             line.append(f"✗ {step}" if turned_back else f"● {step}", "bold red" if turned_back else "bold reverse")
         else:
@@ -126,8 +139,8 @@ def _place(at: Status | HistoryEntry | None, stages: int) -> int:
     if at is None or at.phase in (Phase.PENDING, Phase.DARK):
         return 0
     if at.phase is Phase.BAKING and at.traffic == 100:
-        return stages + 3
-    return 1 if at.stage is None else at.stage + 2
+        return stages + _FIRST_STAGE + 1
+    return _CHECKS if at.stage is None else at.stage + _FIRST_STAGE
 
 
 def _split(status: Status, recent: Sequence[Window]) -> Text:

@@ -76,9 +76,15 @@ def read(file: Path) -> list[Window]:
             raise UserError(f"Timeline {file} cannot be read as Parquet or CSV ({first}).") from error
     if not rows:
         raise UserError(f"Timeline {file} has no rows.")
+    return [_window(file, number, row) for number, row in enumerate(rows, start=1)]
+
+
+def _window(file: Path, number: int, row: Mapping[str, Any]) -> Window:
     try:
-        return [from_document(_document(row)) for row in rows]
-    except (KeyError, ValueError, TypeError, AttributeError) as error:
+        return from_document(_document(row))
+    except ValueError as error:
+        raise UserError(f"Timeline {file}, row {number}: {error}.") from error
+    except (KeyError, TypeError, AttributeError) as error:
         raise UserError(f"Timeline {file} is not one of serin's: column {error} is missing or wrong.") from error
 
 

@@ -40,7 +40,7 @@ def read(file: Path, stable: str, candidate: str) -> list[Window]:
 def _series(file: Path) -> list[Series]:
     try:
         answer: Any = json.loads(file.read_text(encoding="utf-8"))
-        return [
+        found = [
             (dict(each["metric"]), [(float(t), float(value)) for t, value in each["values"]])
             for each in answer["data"]["result"]
         ]
@@ -48,6 +48,14 @@ def _series(file: Path) -> list[Series]:
         raise UserError(f"Export {file} cannot be read: {error.strerror}.") from error
     except (KeyError, TypeError, ValueError) as error:
         raise UserError(f"Export {file} is not an answer of Prometheus' query_range ({error!r}).") from error
+    for labels, values in found:
+        for t, value in values:
+            if not math.isfinite(t) or value < 0 or value == math.inf:
+                name = labels.get("__name__", "a counter")
+                raise UserError(
+                    f"Export {file}: {name} is {value:g} at {t:.15g}; export counters as they were scraped."
+                )
+    return found
 
 
 def _names(file: Path, series: list[Series]) -> Names:

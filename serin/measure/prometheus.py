@@ -138,10 +138,17 @@ def samples(answer: object) -> list[Sample]:
     """Of an instant query that gives a vector. Raises `ValueError` when it is something else."""
     match answer:
         case {"status": "success", "data": {"resultType": "vector", "result": list(found)}}:
-            return [Sample(each["metric"], float(each["value"][1])) for each in found]
+            return [Sample(each["metric"], _finite(each["value"][1])) for each in found]
         case {"status": "error", "error": str(error)}:
             raise ValueError(error)
     raise ValueError("the answer is not that of a Prometheus")
+
+
+def _finite(text: str) -> float:
+    value = float(text)
+    if not math.isfinite(value):
+        raise ValueError(f"a value is {text}")
+    return value
 
 
 def counts(answers: Answers, namespace: str, stable: str, candidate: str) -> Counts | None:

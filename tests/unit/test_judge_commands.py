@@ -1,6 +1,7 @@
 """`serin plan`, `explain`, `replay`, `aa`: pure functions, and the commands over a store."""
 
 import json
+import math
 import re
 from datetime import UTC, datetime
 from pathlib import Path
@@ -12,10 +13,10 @@ import pytest
 from click.testing import CliRunner, Result
 
 from serin import judge
-from serin.cli.judge import told
+from serin.cli.judge import _same_model, told
 from serin.cli.main import cli
 from serin.errors import UserError
-from serin.judge import Action, JudgeSpec, Policy, Window, policy_for
+from serin.judge import Action, ArmCounts, JudgeSpec, Policy, Window, policy_for
 from serin.judge.forecast import Traffic, forecast
 from serin.judge.replay import read, replay, twins
 from serin.judge.state import BEFORE
@@ -59,6 +60,7 @@ def home(tmp_path: Path) -> Path:
             "reason": decision.reason,
             "finished_at": ended,
             "requests": Requests(stable=15600, candidate=3900),
+            "stable_revision": "churn-00001",
             "history": (HistoryEntry(at=ended, phase=Phase.PROGRESSING, stage=0, traffic=20, reason="begun"),),
         }
     )
@@ -181,9 +183,70 @@ def test_replay_of_a_stored_rollout_under_another_policy(home: Path, tmp_path: P
     assert "Never rolled back" in told
 
 
-def test_aa_of_a_stored_rollout(home: Path) -> None:
-    refused = run(home, "aa")
-    assert isinstance(refused.exception, UserError)
+@pytest.mark.parametrize(
+    ("before", "told"),
+    [
+        ({"storage_uri": "m"}, "at least 40 windows"),
+        ({"storage_uri": "another"}, "churn-2 the candidate is another model than stable, which churn-1 released"),
+        (None, "no rollout is left that says which one was stable in churn-2"),
+    ],
+)
+def test_aa_of_a_stored_rollout_needs_one_model(home: Path, before: dict[str, str] | None, told: str) -> None:
+    if before is not None:
+        store = Store(home)
+        spec = Spec(service="churn", candidate=Candidate(**before), plan=PLAN)
+        status = Status(phase=Phase.PROMOTED, candidate_revision="churn-00001")
+        made = Metadata(name="churn-1", creation_timestamp=datetime.fromtimestamp(0, UTC))
+        store.create_rollout(ModelRollout(metadata=made, spec=spec, status=status))
+        store.close()
+    refused = run(home, "aa", "churn-2").exception
+    assert isinstance(refused, UserError)
+    assert told in str(refused)
+
+
+def test_two_releases_of_one_model_are_told_by_their_digests() -> None:
+    one, other = "sha256:" + "a" * 64, "sha256:" + "b" * 64
+    here, there = Candidate(storage_uri="here", digest=one), Candidate(storage_uri="there", digest=one)
+    assert _same_model(here, there)
+    assert not _same_model(here, Candidate(storage_uri="here", digest=other))
+    assert not _same_model(Candidate(predictor={"model": 1}), Candidate(predictor={"model": 2}))
+
+
+@pytest.mark.parametrize(
+    ("column", "value", "told"),
+    [
+        ("stable.requests", "inf", "requests is inf, not a count"),
+        ("candidate.requests", "nan", "requests is nan, not a count"),
+        ("stable.errors", "nan", "errors is nan, not a count"),
+        ("candidate.errors", "-1", "errors is -1, not a count"),
+        ("startS", "nan", "it lasts from nan to 2"),
+        ("share", "7", "share is 7, not from 0 to 1"),
+    ],
+)
+def test_counts_that_cannot_be_are_refused_in_one_sentence(
+    tmp_path: Path, column: str, value: str, told: str
+) -> None:
+    counts = ["stable.requests", "candidate.requests", "stable.errors", "candidate.errors"]
+    names = ["id", "startS", "endS", "stage", "share", *counts]
+    good = dict(zip(names, ["2", "1", "2", "0", "0.5", "10", "10", "0", "0"], strict=True))
+    rows = [good | {"id": "1", "startS": "0", "endS": "1"}, good | {column: value}]
+    file = tmp_path / "x.csv"
+    file.write_text("\n".join([",".join(names), *(",".join(row.values()) for row in rows)]), encoding="utf-8")
+    refused = CliRunner().invoke(cli, ["replay", str(file)]).exception
+    assert isinstance(refused, UserError)
+    assert told in str(refused).replace(".0,", ",").replace(".0.", ".") and "row 2" in str(refused)
+
+
+@pytest.mark.parametrize("count", [math.nan, math.inf, -1])
+def test_the_judge_never_sees_counts_that_cannot_be(count: float) -> None:
+    for counts in (
+        {"requests": count},
+        {"events": {"errors": count}},
+        {"latency": {3: count}},
+        {"score": {3: count}},
+    ):
+        with pytest.raises(ValueError, match="not a count"):
+            ArmCounts(**counts)
 
 
 @pytest.mark.parametrize(

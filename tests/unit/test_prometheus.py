@@ -3,6 +3,7 @@
 import itertools
 import json
 import math
+import re
 import threading
 from collections.abc import Iterator
 from dataclasses import replace
@@ -223,6 +224,13 @@ def test_latency_that_nobody_tells_is_no_reason_to_refuse() -> None:
 def test_what_is_not_a_vector_is_refused(answer: object) -> None:
     with pytest.raises(ValueError, match="not that of a Prometheus"):
         samples(answer)
+
+
+@pytest.mark.parametrize("value", ["NaN", "+Inf"])
+def test_a_value_that_is_no_count_is_refused(value: str) -> None:
+    found = {"resultType": "vector", "result": [{"metric": {}, "value": [NOW_S, value]}]}
+    with pytest.raises(ValueError, match=re.escape(value)):
+        samples({"status": "success", "data": found})
 
 
 def test_an_error_keeps_its_words() -> None:

@@ -136,3 +136,12 @@ def test_replay_of_an_export(tmp_path: Path) -> None:
     assert "rollback" in told
     assert "errors, 15 of 75 requests on the candidate" in told
     assert "--stable and --candidate" in str(CliRunner().invoke(cli, command).exception)
+
+
+@pytest.mark.parametrize(("value", "told"), [("+Inf", "is inf at"), ("-5", "is -5 at")])
+def test_a_counter_that_cannot_be_is_refused_in_one_sentence(tmp_path: Path, value: str, told: str) -> None:
+    odd = series(STABLE, 200, {0: 1})
+    odd["values"].append([T0 + 5, value])
+    file = export(tmp_path, odd, series(CANDIDATE, 200, {0: 1, 5: 2}))
+    with pytest.raises(UserError, match=f"revision_request_count {told}"):
+        read(file, STABLE, CANDIDATE)

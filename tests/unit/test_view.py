@@ -16,8 +16,10 @@ from serin.judge.policy import JudgeSpec, ScoreMetric, Scores
 from serin.judge.timeline import Arm
 from serin.measure.windows import to_document
 from serin.model.histograms import LATENCY_EDGES_S, bucket
+from serin.plan import Checks
 from serin.report import words
 from serin.rollout.document import Check, MetricEvidence, Phase, Ratio, Requests, Status
+from serin.rollout.reconcile import Observation, Revision, reconcile
 
 BAD_CHECK = Check(
     name="answers", passed=False, detail="21 of 21 requests \x1b[31mwithout\x1b[0m a valid [bold]answer"
@@ -94,6 +96,33 @@ def test_a_rolled_back_candidate_is_marked_where_it_stopped(stories):
     text = screen(stories["rolled back"][-1])
     assert "✗ 5 %" in text and "harm proven" in text and "planned" not in text
     assert "✗ checks" in screen(stories["refused"][-1])
+
+
+def track(frame: Frame) -> str:
+    return next(line for line in screen(frame).splitlines() if "start" in line).strip()
+
+
+def test_only_what_happened_is_ticked(stories):
+    assert (
+        track(stories["promoted"][-1]) == "✓ start ── ✓ checks ── ✓ 5 % ── ✓ 25 % ── ✓ 50 % ── ✓ bake 99 % ── ✓ 100 %"
+    )
+    assert track(stories["first model"][-1]) == "✓ start ── ✓ checks ── ✓ 100 %"
+    unchecked = rollouts.SHORT.model_copy(update={"checks": Checks.NONE})
+    frame = rollouts.last(rollouts.rollout(plan=unchecked), candidate=Behaviour(errors=0.8))
+    assert track(frame) == "✓ start ── ✗ 5 % ── ○ 25 % ── ○ 50 % ── ○ bake 99 % ── ○ 100 %"
+
+
+def test_stages_that_somebody_skipped_are_not_ticked():
+    early = next(each for each in rollouts.run(rollouts.rollout()) if each.rollout.status.stage == 1).rollout
+    promoted = early.model_copy(update={"spec": early.spec.model_copy(update={"promote": True})})
+    seen = Observation(Revision("churn-00001", ready=True), Revision("churn-00002", ready=True), split=25)
+    for _ in range(2):
+        status, _ = reconcile(promoted.spec, promoted.status, seen, rollouts.START)
+        promoted = promoted.model_copy(update={"status": status})
+        seen = Observation(stable=Revision("churn-00002", ready=True))
+    assert track(Frame(promoted, [], rollouts.START)) == (
+        "✓ start ── ✓ checks ── ✓ 5 % ── ✓ 25 % ── – 50 % ── – bake 99 % ── ✓ 100 %"
+    )
 
 
 def test_a_narrow_terminal_and_a_wide_one(stories):
