@@ -1,12 +1,11 @@
 #!/usr/bin/env bash
 # A cluster on this machine with Knative, Kourier and KServe: cluster.sh up|status|down kind|minikube
-# KIND_CLUSTER and MINIKUBE_PROFILE name it. Versions stand in the kustomizations beside this file.
+# KIND_CLUSTER and MINIKUBE_PROFILE name it. What is installed stands in `downloads`, each file with its SHA-256.
 set -euo pipefail
 cd "$(dirname "$0")"
 
 readonly KUBERNETES=v1.34.0 # the same as in kind.yaml
-readonly CERT_MANAGER=https://github.com/cert-manager/cert-manager/releases/download/v1.17.0/cert-manager.yaml
-readonly KNATIVE_CRDS=https://github.com/knative/serving/releases/download/knative-v1.21.1/serving-crds.yaml
+readonly CACHE=../.cache/cluster
 readonly NAME_KIND=${KIND_CLUSTER:-serin} NAME_MINIKUBE=${MINIKUBE_PROFILE:-serin}
 readonly TRIES=30 PAUSE_S=5
 
@@ -36,13 +35,33 @@ apply() {
   fail "kubectl apply $* was refused for $((TRIES * PAUSE_S)) s: $said"
 }
 
+has() { # FILE SHA256
+  sha256sum --check --status <<<"$2  $1" 2>/dev/null
+}
+
+# All files, beside copies of the kustomizations that change them: a kustomization takes no file from elsewhere.
+download() {
+  mkdir -p "$CACHE"
+  cp -R knative kserve sklearn "$CACHE"
+  local sum file url
+  while read -r sum file url; do
+    [[ $sum != "#" ]] || continue
+    if ! has "$CACHE/$file" "$sum"; then
+      curl --fail --silent --show-error --location --retry 5 --output "$CACHE/$file.part" "$url" ||
+        fail "$url cannot be read; try again later."
+      has "$CACHE/$file.part" "$sum" || fail "$url is not the file whose SHA-256 stands in cluster/downloads; nothing was installed."
+      mv "$CACHE/$file.part" "$CACHE/$file"
+    fi
+  done <downloads
+}
+
 ready() { # NAMESPACE: every deployment in it
   kubectl -n "$1" wait deployment --all --for condition=Available --timeout 300s >/dev/null ||
     fail "not everything in $1 became ready; see kubectl -n $1 get pods"
 }
 
 create_kind() {
-  need docker kind kubectl
+  need docker
   if [[ $(sysctl -n fs.inotify.max_user_instances 2>/dev/null || echo 8192) -lt 512 ]]; then
     fail "kind runs out of inotify instances here; sudo sysctl -w fs.inotify.max_user_instances=1280 fs.inotify.max_user_watches=655360"
   fi
@@ -53,26 +72,28 @@ create_kind() {
 }
 
 create_minikube() {
-  need minikube kubectl
   minikube start -p "$NAME_MINIKUBE" --kubernetes-version "$KUBERNETES" --cpus 4 --memory 8g --cni calico
   kubectl config use-context "$NAME_MINIKUBE" >/dev/null
 }
 
 up() {
+  need "$1" kubectl curl sha256sum
+  say "Downloads"
+  download
   say "Kubernetes $KUBERNETES on $1"
   "create_$1"
   say "cert-manager"
-  apply -f "$CERT_MANAGER"
+  apply -f "$CACHE/cert-manager.yaml"
   ready cert-manager
   say "Knative Serving and Kourier"
-  apply -f "$KNATIVE_CRDS"
-  apply -k knative
+  apply -f "$CACHE/serving-crds.yaml"
+  apply -k "$CACHE/knative"
   ready knative-serving
   ready kourier-system
   say "KServe"
-  apply -k kserve
+  apply -k "$CACHE/kserve"
   ready kserve
-  apply -k sklearn
+  apply -k "$CACHE/sklearn"
 }
 
 status() {

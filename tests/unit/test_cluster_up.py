@@ -1,5 +1,6 @@
 """The scripts that make a cluster, as far as they can be run without one."""
 
+import hashlib
 import os
 import re
 import shutil
@@ -12,9 +13,9 @@ import yaml
 CLUSTER = Path(__file__).parents[2] / "cluster"
 
 
-def run(*arguments: str, path: str) -> tuple[int, str]:
+def run(*arguments: str, path: str, folder: Path = CLUSTER) -> tuple[int, str]:
     ended = subprocess.run(
-        ["/bin/bash", str(CLUSTER / "cluster.sh"), *arguments],
+        ["/bin/bash", str(folder / "cluster.sh"), *arguments],
         env={"PATH": path}, capture_output=True, text=True, timeout=20,
     )  # fmt: skip
     return ended.returncode, ended.stderr
@@ -41,53 +42,95 @@ def stub(folder: Path, name: str, script: str) -> None:
     (folder / name).chmod(0o755)
 
 
-def test_everything_is_installed_in_order_and_what_is_refused_is_tried_again(tmp_path: Path) -> None:
-    stub(tmp_path, "docker", "")
-    stub(tmp_path, "kind", "")
+def downloads(folder: Path = CLUSTER) -> list[list[str]]:
+    lines = (folder / "downloads").read_text(encoding="utf-8").splitlines()
+    return [line.split() for line in lines if not line.startswith("#")]
+
+
+@pytest.fixture
+def tools(tmp_path: Path) -> str:
+    """A PATH on which nothing makes a cluster and nothing is read from elsewhere: curl gives `of URL`."""
+    for tool in ("docker", "kind", "sleep", "kubectl"):
+        stub(tmp_path, tool, "")
     stub(tmp_path, "sysctl", "echo 8192")
-    stub(tmp_path, "sleep", "")
-    stub(
-        tmp_path,
-        "kubectl",
-        f'case "$*" in *"-k kserve"*) [[ $(grep -c -- "-k kserve" {tmp_path}/calls) -ge 3 ]];; esac',
-    )
-    code, told = run("up", "kind", path=f"{tmp_path}:{os.environ['PATH']}")
+    stub(tmp_path, "curl", 'while [[ $1 != --output ]]; do shift; done; echo "of $3" > "$2"')
+    return f"{tmp_path}:{os.environ['PATH']}"
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """The scripts, with the digests of what that curl gives."""
+    copied = shutil.copytree(CLUSTER, tmp_path / "made" / "cluster")
+    lines = [(hashlib.sha256(f"of {url}\n".encode()).hexdigest(), file, url) for _, file, url in downloads()]
+    (copied / "downloads").write_text("# a comment\n" + "".join(" ".join(line) + "\n" for line in lines))
+    return copied
+
+
+def calls(tmp_path: Path) -> list[str]:
+    return (tmp_path / "calls").read_text().splitlines()
+
+
+def test_everything_is_installed_in_order_and_what_is_refused_is_tried_again(
+    tmp_path: Path, tools: str, folder: Path
+) -> None:
+    refused = f'case "$*" in *"/kserve") [[ $(grep -c -- "/kserve$" {tmp_path}/calls) -ge 3 ]];; esac'
+    stub(tmp_path, "kubectl", refused)
+    code, told = run("up", "kind", path=tools, folder=folder)
     assert code == 0, told
-    calls = (tmp_path / "calls").read_text().splitlines()
-    applied = [line.rsplit(" ", 1)[1] for line in calls if " apply " in line]
+    made = calls(tmp_path)
+    applied = [line.rsplit(" ", 1)[1] for line in made if " apply " in line]
     assert [re.sub(r".*/", "", each) for each in applied] == [
         "cert-manager.yaml", "serving-crds.yaml", "knative", "kserve", "kserve", "kserve", "sklearn",
     ]  # fmt: skip
-    assert "kind create cluster --name serin --config kind.yaml --wait 120s" in calls
-    assert calls.index("kubectl config use-context kind-serin") < next(i for i, c in enumerate(calls) if "apply" in c)
+    assert "kind create cluster --name serin --config kind.yaml --wait 120s" in made
+    assert made.index("kubectl config use-context kind-serin") < next(i for i, c in enumerate(made) if "apply" in c)
+    for each in applied:
+        assert (folder / each).exists()
 
 
-def test_too_few_inotify_instances_are_named_before_a_cluster_is_made(tmp_path: Path) -> None:
-    for name in ("docker", "kind", "kubectl"):
-        stub(tmp_path, name, "")
-    stub(tmp_path, "sysctl", "echo 128")
-    code, told = run("up", "kind", path=f"{tmp_path}:{os.environ['PATH']}")
-    assert code == 2 and "sysctl -w fs.inotify.max_user_instances=1280" in told
-    assert "kind create" not in (tmp_path / "calls").read_text()
+def test_what_was_downloaded_is_not_downloaded_again(tmp_path: Path, tools: str, folder: Path) -> None:
+    for _ in range(2):
+        assert run("up", "kind", path=tools, folder=folder)[0] == 0
+    assert len([each for each in calls(tmp_path) if each.startswith("curl ")]) == len(downloads())
 
 
-def test_what_stays_refused_ends_it_with_what_was_said(tmp_path: Path) -> None:
-    stub(tmp_path, "docker", "")
-    stub(tmp_path, "kind", "")
-    stub(tmp_path, "sysctl", "echo 8192")
-    stub(tmp_path, "sleep", "")
+def test_a_file_with_another_digest_is_refused_before_anything_is_made(
+    tmp_path: Path, tools: str, folder: Path
+) -> None:
+    assert run("up", "kind", path=tools, folder=folder)[0] == 0
+    _, file, url = downloads()[-1]
+    (folder / "../.cache/cluster" / file).write_text("changed on disk, and then by its server, too")
+    (tmp_path / "calls").unlink()
+    stub(tmp_path, "curl", 'while [[ $1 != --output ]]; do shift; done; echo "something else" > "$2"')
+    code, told = run("up", "kind", path=tools, folder=folder)
+    assert code == 2 and told.startswith(f"serin: {url} is not the file whose SHA-256")
+    assert not [each for each in calls(tmp_path) if each.startswith(("kind", "kubectl"))]
+
+
+def test_every_download_is_of_one_commit_and_in_its_place() -> None:
+    for digest, _, url in downloads():
+        assert re.fullmatch(r"[0-9a-f]{64}", digest)
+        assert re.fullmatch(r"https://raw\.githubusercontent\.com/[\w.-]+/[\w.-]+/[0-9a-f]{40}/\S+", url)
+    files = {file for _, file, _ in downloads()}
+    for kustomization in CLUSTER.glob("*/kustomization.yaml"):
+        place = kustomization.parent
+        used = yaml.safe_load(kustomization.read_text(encoding="utf-8"))["resources"]
+        assert used and all((place / each).exists() or f"{place.name}/{each}" in files for each in used)
+
+
+def test_what_stays_refused_ends_it_with_what_was_said(tmp_path: Path, tools: str, folder: Path) -> None:
     stub(tmp_path, "kubectl", '[[ "$*" != *" -f "* ]] || { echo "no such host" >&2; exit 1; }')
-    code, told = run("up", "kind", path=f"{tmp_path}:{os.environ['PATH']}")
+    code, told = run("up", "kind", path=tools, folder=folder)
     assert code == 2 and "cert-manager.yaml was refused for 150 s: no such host" in told
 
 
 def test_versions_agree() -> None:
     script = (CLUSTER / "cluster.sh").read_text(encoding="utf-8")
-    texts = [script, *(each.read_text(encoding="utf-8") for each in CLUSTER.rglob("*.yaml"))]
-    serving = {found for text in texts for found in re.findall(r"knative/serving/releases/download/([^/]+)/", text)}
+    serving = {found for _, _, url in downloads() for found in re.findall(r"/knative-serving/([^/]+)/", url)}
     assert len(serving) == 1
     node = yaml.safe_load((CLUSTER / "kind.yaml").read_text(encoding="utf-8"))["nodes"][0]["image"]
-    assert f"KUBERNETES={node.rsplit(':', 1)[1]} " in script
+    assert re.fullmatch(r"kindest/node:v[\d.]+@sha256:[0-9a-f]{64}", node)
+    assert f"KUBERNETES={re.split('[:@]', node)[1]} " in script
 
 
 @pytest.mark.skipif(shutil.which("shellcheck") is None, reason="shellcheck is not installed")
