@@ -53,7 +53,7 @@ def spawn(
 def started(pid: int) -> str | None:
     """What tells the process from any other that has or had its pid, whatever becomes of the machine's clock."""
     found = _stat(pid)
-    return f"{_boot()}:{found[1]}" if found is not None else None
+    return f"{boot()}:{found[1]}" if found is not None else None
 
 
 def alive(pid: int | None, start: str | None) -> bool:
@@ -61,7 +61,7 @@ def alive(pid: int | None, start: str | None) -> bool:
     if pid is None or start is None:
         return False
     found = _stat(pid)
-    return found is not None and found[0] != psutil.STATUS_ZOMBIE and f"{_boot()}:{found[1]}" == start
+    return found is not None and found[0] != psutil.STATUS_ZOMBIE and f"{boot()}:{found[1]}" == start
 
 
 def _stat(pid: int) -> tuple[str, str] | None:
@@ -77,7 +77,8 @@ def _stat(pid: int) -> tuple[str, str] | None:
 
 
 @functools.cache
-def _boot() -> str:
+def boot() -> str:
+    """Names the machine's boot; "" where nothing does."""
     file = Path("/proc/sys/kernel/random/boot_id")
     return file.read_text(encoding="ascii").strip() if file.exists() else ""
 

@@ -12,7 +12,7 @@ import os
 import signal
 import sys
 import time
-from datetime import UTC, datetime
+from collections.abc import Callable
 from pathlib import Path
 from typing import IO, Any, Final
 
@@ -34,6 +34,7 @@ from serin.measure.windows import (
 )
 from serin.plan import Checks
 from serin.platforms.embedded import gateway, processes
+from serin.platforms.embedded.clock import Clock
 from serin.platforms.embedded.gateway import Upstream
 from serin.platforms.embedded.gateway_process import GatewayProcess
 from serin.platforms.embedded.platform import EmbeddedPlatform, Gateway
@@ -61,9 +62,10 @@ _log = logging.getLogger("serin.supervisor")
 
 
 class Supervisor:
-    def __init__(self, home: Path) -> None:
+    def __init__(self, home: Path, *, wall: Callable[[], float] = time.time) -> None:
         self._home = home
         self._store = Store(home, patience_s=LOCKED_S)
+        self._clock = Clock(self._store, wall=wall)
         self._takeovers = TakeOvers(home)
         self._platform = EmbeddedPlatform(self._store, self._takeovers)
         self._routes = Routes(home, self._store)
@@ -141,6 +143,8 @@ class Supervisor:
         """One of every unfinished rollout. The model servers are asked for their counts all at once: one that hangs
         delays a look no more than any number of them."""
         turns = active_rollouts(self._store.unfinished())
+        if not turns:
+            self._clock.follow()
         self._takeovers.keep({(each.metadata.namespace, each.metadata.name) for each, _, _ in turns})
         found = await asyncio.gather(*(self._read(each, stats, seen) for each, _, _ in turns), return_exceptions=True)
         for (rollout, waits_for, superseded_by), read in zip(turns, found, strict=True):
@@ -154,7 +158,7 @@ class Supervisor:
                 self._complain(error, rollout.metadata.name)
                 reason = f"{type(error).__name__}: {error}"
                 self._platform.withdraw(rollout)
-                self._store.save_status(rollout, unwatched(rollout.status, reason, datetime.now(UTC)))
+                self._store.save_status(rollout, unwatched(rollout.status, reason, self._clock.now()))
 
     def _step(
         self,
@@ -175,7 +179,7 @@ class Supervisor:
             superseded_by=superseded_by,
         )
         current = self._store.rollout(rollout.metadata.name, rollout.metadata.namespace)
-        status, actions = reconcile(current.spec, current.status, observation, datetime.now(UTC))
+        status, actions = reconcile(current.spec, current.status, observation, self._clock.now())
         with self._store.transaction():
             if status != current.status:
                 self._store.save_status(current, status)
@@ -209,7 +213,7 @@ class Supervisor:
         document = self._store.counters(rollout)
         before = Reading.model_validate(document) if document else None
         now = Reading(
-            at_s=time.time(),
+            at_s=self._clock.now().timestamp(),
             window_id=(before.window_id if before else self._store.last_window(rollout)) + 1,
             stage=rollout.status.stage or 0,
             percent=percent,
@@ -376,11 +380,11 @@ async def _server_counts(record: RevisionRecord, number: int) -> ServerCounts:
     return ServerCounts(boot=counted.get("boot"), latency=counted.get("latency", {}), score=counted.get("score", {}))
 
 
-async def _main(home: Path) -> None:
+async def _main(home: Path, wall: Callable[[], float]) -> None:
     stop = asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(number, stop.set)
-    await Supervisor(home).run(stop)
+    await Supervisor(home, wall=wall).run(stop)
 
 
 def _locked(lock: IO[str]) -> bool:
@@ -393,7 +397,7 @@ def _locked(lock: IO[str]) -> bool:
     return False
 
 
-def main(home: Path) -> int:
+def main(home: Path, wall: Callable[[], float] = time.time) -> int:
     """Supervise until SIGTERM. Only one supervisor works on a home: a second one ends at once."""
     os.umask(0o077)
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
@@ -409,7 +413,7 @@ def main(home: Path) -> int:
             lock.flush()
         os.chdir(home)
         try:
-            asyncio.run(_main(home))
+            asyncio.run(_main(home, wall))
         except Exception as error:
             fall_back(home)
             if not isinstance(error, UserError | TryAgain):
