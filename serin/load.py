@@ -12,11 +12,12 @@ from collections import Counter, deque
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Final
-
-import aiohttp
+from typing import TYPE_CHECKING, Final
 
 from serin.model import Record
+
+if TYPE_CHECKING:
+    import aiohttp
 
 NO_ANSWER: Final = 0
 """Counted as the status of a request that got no answer."""
@@ -97,6 +98,8 @@ async def run(
     bodies = itertools.cycle([json.dumps({"instances": [record]}).encode() for record in records])
     headers = {"content-type": "application/json"} | ({"host": host} if host else {})
     gate = asyncio.Semaphore(MAX_IN_FLIGHT)
+    import aiohttp  # a command that sends nothing starts sooner without it
+
     connector = aiohttp.TCPConnector(limit=0)
     async with (
         aiohttp.ClientSession(connector=connector, timeout=aiohttp.ClientTimeout(total=timeout_s)) as session,
@@ -130,13 +133,15 @@ async def _sleep(stop: asyncio.Event, seconds: float) -> None:
 
 
 async def _send(
-    session: aiohttp.ClientSession,
+    session: "aiohttp.ClientSession",
     url: str,
     headers: Mapping[str, str],
     body: bytes,
     tally: Tally,
     gate: asyncio.Semaphore,
 ) -> None:
+    import aiohttp
+
     try:
         async with session.post(url, data=body, headers=headers) as response:
             await response.read()

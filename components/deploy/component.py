@@ -24,7 +24,7 @@ def deploy(
     from components.deploy import core
     from components.shell import user_errors
     from serin.platforms import connect
-    from serin.report import rollout_html
+    from serin.report.page import rollout_html
 
     with user_errors():
         settings, where, folder = Config.model_validate_json(config), connect(platform), Path(model.path)

@@ -6,6 +6,7 @@ import errno
 import json
 import math
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -31,7 +32,7 @@ from serin.load import Losses
 from serin.model.files import regular_files
 from serin.plan import PROFILES, Checks, OnInconclusive, Plan, Stage
 from serin.platforms import connect
-from serin.platforms.embedded import client, processes
+from serin.platforms.embedded import client, processes, retention
 from serin.platforms.embedded.client import Embedded
 from serin.platforms.embedded.servers import REPLICAS
 from serin.platforms.ports import ALL, Platform, Which
@@ -180,6 +181,35 @@ def status(platform: Platform, service: str | None, since: str | None, *, every:
     console.print(view.table(rollouts, now, width=console.width))
     if older:
         click.echo("older ones: `serin status --all`, with --service or --since")
+
+
+@cli.command()
+@click.option("--dry-run", is_flag=True, help="Only list what would be deleted.")
+@click.pass_context
+def prune(context: click.Context, *, dry_run: bool) -> None:
+    """Delete old timelines, rollouts, models, logs, and runs in ./runs.
+
+    The supervisor does the same once an hour, runs aside. Models that serve or served before, and all that unfinished
+    rollouts need, stay; so do the latest runs.
+    """
+    store, keep, now = _existing(_home(context)).store, retention.Keep(), datetime.now(UTC)
+    pruning = retention.plan(store, keep, now)
+    runs = retention.old_runs(Path("runs"), now)
+    lines = [
+        *(f"model {each}" for each in pruning.models),
+        *(f"timeline of rollout {name}" for _, name in pruning.timelines),
+        *(f"rollout {name}" for _, name in pruning.rollouts),
+        *(f"log {each}" for each in pruning.logs),
+        *(f"beginning of log {each}" for each in pruning.long_logs),
+        *(f"run {each}" for each in runs),
+    ]
+    for line in lines:
+        click.echo(f"{'would delete' if dry_run else 'deleting'} {line}")
+    if not dry_run:
+        retention.carry_out(store, pruning, keep, now)
+        for run in runs:
+            shutil.rmtree(run)
+    click.echo("nothing to delete" if not lines else f"{len(lines)} in total")
 
 
 @cli.command(name="release")

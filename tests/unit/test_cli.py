@@ -1,6 +1,7 @@
 """The `serin` command: what it says, what it refuses, what it leaves alone. Releases are in tests/e2e."""
 
 import errno
+import os
 import sqlite3
 import subprocess
 import sys
@@ -517,3 +518,18 @@ def test_status_lists_the_latest_and_all_under_way_and_the_rest_when_asked(serin
     assert listed("--since", (made + timedelta(days=28)).date().isoformat()) == ["churn-28", "churn-29"]
     assert listed("--service", "fraud") == [] and "no such rollouts" in serin("status", "--service", "fraud").out
     assert "--since yesterday: give a span" in refused(serin("status", "--since", "yesterday"))
+
+
+def test_prune_lists_first_and_deletes_then(serin, store, tmp_path):
+    folder = store.home / "models" / "0123"
+    run = tmp_path / "runs" / "old"
+    for each in (folder, run, *(tmp_path / "runs" / str(number) for number in range(20))):
+        each.mkdir(parents=True)
+    for each in (folder, run):
+        os.utime(each, (0, 0))
+    told = serin("prune", "--dry-run").out
+    assert f"would delete model {folder}" in told and "would delete run runs/old" in told and "2 in total" in told
+    assert folder.exists() and run.exists()
+    assert f"deleting model {folder}" in serin("prune").out
+    assert not folder.exists() and not run.exists()
+    assert serin("prune").out == "nothing to delete\n"

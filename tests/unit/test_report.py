@@ -27,8 +27,8 @@ from components.preprocess.core import Summary
 from components.preprocess.profile import Drift
 from components.preprocess.sources import SourceKind
 from components.report import evaluation_html, run_html
-from serin.report import rollout_html
 from serin.report.charts import Axis, Plot, nice_top, time_ticks
+from serin.report.page import rollout_html
 from serin.report.story import tell
 from serin.rollout.document import Check as RolloutCheck
 from serin.rollout.document import MetricEvidence, ModelRollout, Phase, Ratio, Requests, Status

@@ -135,6 +135,17 @@ class RevisionRecord:
         return f"{self.namespace}/{self.name}"
 
 
+@dataclass(frozen=True, slots=True)
+class Ended:
+    """A rollout at a terminal phase. `key`: namespace and name; `windows`: whether its timeline is there."""
+
+    key: tuple[str, str]
+    service: str
+    created_at: datetime
+    promoted: bool
+    windows: bool
+
+
 class Store:
     """Raises `UserError` when `home` cannot hold a platform, or holds one of another version.
 
@@ -235,10 +246,12 @@ class Store:
     def rollouts(self, namespace: str | None = None, which: Which = ALL) -> list[ModelRollout]:
         """In the order of their creation."""
         conditions: dict[str, tuple[object, ...]] = {}
+        # A "+" keeps SQLite from an index: few rollouts are unfinished, and the latest are found from the end.
+        narrow = which.service is not None or which.name is not None or which.since is not None
         if namespace is not None:
-            conditions["namespace = ?"] = (namespace,)
+            conditions["namespace = ?" if narrow and not which.unfinished else "+namespace = ?"] = (namespace,)
         if which.service is not None:
-            conditions["service = ?"] = (which.service,)
+            conditions["+service = ?" if which.unfinished else "service = ?"] = (which.service,)
         if which.name is not None:
             conditions["(name = ? OR (name > ? AND name < ? AND name NOT GLOB ?))"] = (
                 which.name,
@@ -247,7 +260,9 @@ class Store:
                 f"{which.name}-*[^0-9]*",
             )
         if which.since is not None:
-            conditions["created_at >= ?"] = (which.since.astimezone(UTC).isoformat(),)
+            conditions["+created_at >= ?" if which.unfinished else "created_at >= ?"] = (
+                which.since.astimezone(UTC).isoformat(),
+            )
         if which.unfinished:
             conditions[f"phase IN ({', '.join('?' * len(_UNFINISHED))})"] = _UNFINISHED
         where = f"WHERE {' AND '.join(conditions)}" if conditions else ""
@@ -261,6 +276,44 @@ class Store:
     def unfinished(self) -> list[ModelRollout]:
         """Every rollout that is not at a terminal phase, in the order of their creation."""
         return self.rollouts(None, Which(unfinished=True))
+
+    def ended(self) -> list[Ended]:
+        """In the order of their creation, without their documents. Slow with many: not for the loop."""
+        rows = self._rows(
+            "SELECT namespace, name, service, phase, created_at, EXISTS (SELECT 1 FROM window"
+            " WHERE window.namespace = rollout.namespace AND window.rollout = rollout.name) AS windows"
+            " FROM rollout WHERE phase NOT IN (SELECT value FROM json_each(?)) ORDER BY id",
+            json.dumps(_UNFINISHED),
+        )
+        return [
+            Ended(
+                key=(row["namespace"], row["name"]),
+                service=row["service"],
+                created_at=datetime.fromisoformat(row["created_at"]),
+                promoted=row["phase"] == Phase.PROMOTED,
+                windows=bool(row["windows"]),
+            )
+            for row in rows
+        ]
+
+    def promoted_digests(self, last: int) -> list[str]:
+        """Of the models by which the `last` promoted rollouts of each service named theirs."""
+        rows = self._rows(
+            "SELECT digest FROM (SELECT json_extract(spec, '$.candidate.digest') AS digest, ROW_NUMBER() OVER"
+            " (PARTITION BY namespace, service ORDER BY id DESC) AS place FROM rollout WHERE phase = ?)"
+            " WHERE place <= ? AND digest IS NOT NULL",
+            Phase.PROMOTED,
+            last,
+        )
+        return [row["digest"] for row in rows]
+
+    def delete_windows(self, name: str, namespace: str) -> None:
+        self._run("DELETE FROM window WHERE namespace = ? AND rollout = ?", (namespace, name))
+
+    def delete_rollout(self, name: str, namespace: str) -> None:
+        with self.transaction():
+            self.delete_windows(name, namespace)
+            self._run("DELETE FROM rollout WHERE namespace = ? AND name = ?", (namespace, name))
 
     def find_rollout(self, name: str, namespace: str) -> ModelRollout | None:
         rows = self._rows("SELECT * FROM rollout WHERE namespace = ? AND name = ?", namespace, name)

@@ -33,7 +33,7 @@ from serin.measure.windows import (
     window_between,
 )
 from serin.plan import Checks
-from serin.platforms.embedded import gateway, processes
+from serin.platforms.embedded import gateway, processes, retention
 from serin.platforms.embedded.clock import Clock
 from serin.platforms.embedded.gateway import Upstream
 from serin.platforms.embedded.gateway_process import GatewayProcess
@@ -56,6 +56,7 @@ MIN_DRAIN_S: Final = 1.0
 STRAY_S: Final = 5.0
 LOCKED_S: Final = 0.5
 """A store that another program keeps locked for longer is as good as none: a look must not wait for it."""
+PRUNE_S: Final = 3600.0
 PATIENCE_S: Final = 5.0
 """A stable revision may take so long to get ready before that is a problem."""
 _log = logging.getLogger("serin.supervisor")
@@ -85,6 +86,7 @@ class Supervisor:
         self._end_strays()
         remove_leftovers(self._home)
         watch = asyncio.create_task(self._watch_gateway())
+        pruning = asyncio.create_task(self._prune())
         while not stop.is_set():
             start = time.monotonic()
             try:
@@ -95,7 +97,7 @@ class Supervisor:
             rest = TICK_S - (time.monotonic() - start)
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(stop.wait(), max(rest, 0.01))
-        for task in (watch, *self._checks.values()):
+        for task in (watch, pruning, *self._checks.values()):
             task.cancel()
         await self._gateway.close()
 
@@ -105,6 +107,14 @@ class Supervisor:
                 await self._gateway.watch()
             except Exception as error:
                 self._complain(error)
+
+    async def _prune(self) -> None:
+        while True:
+            await asyncio.sleep(PRUNE_S)
+            try:
+                await asyncio.to_thread(retention.prune, self._home)
+            except Exception as error:
+                self._complain(error, "what to prune")
 
     def _fall_back(self) -> None:
         """No candidate has traffic while nobody watches it."""

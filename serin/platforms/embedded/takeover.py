@@ -115,6 +115,7 @@ def take_over(home: Path, candidate: Candidate, tell: Tell) -> str:
         if folder.exists():
             tell(f"checking the model ({sum(sizes.values()) / _MB:,.0f} MB)")
             model.verify(folder, digest)
+            os.utime(folder)  # as new: it is not forgotten while it waits
         else:
             _copy_in(source, sizes, folder, digest, tell)
     except (OSError, ValueError) as error:
