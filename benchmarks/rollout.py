@@ -3,6 +3,8 @@
 Real Envoy, real model servers, two models trained on the Telco config's data (SERIN_DATA points to a local copy,
 otherwise the generator's). An open-loop load generator, a process of its own, counts every answer by revision and
 status; only what it saw counts as seen by users.
+
+`python -m benchmarks.rollout --only kills` measures one part.
 """
 
 import argparse

@@ -1,6 +1,7 @@
 """The `serin` command: what it says, what it refuses, what it leaves alone. Releases are in tests/e2e."""
 
 import errno
+import json
 import os
 import sqlite3
 import subprocess
@@ -12,7 +13,9 @@ import embedded
 import pytest
 
 from serin.cli import main as cli
+from serin.cli import view
 from serin.errors import TryAgain
+from serin.load import Losses
 from serin.platforms.embedded import client
 from serin.platforms.embedded.store import Store
 from serin.platforms.kserve import objects
@@ -295,6 +298,30 @@ def test_status_history_and_watch_need_no_terminal(serin, store):
 
 def test_a_platform_without_rollouts_says_so(serin, store):
     assert serin("status").out.splitlines()[-1] == "no rollouts yet"
+
+
+def test_what_gets_no_answer_is_shown_beside_the_rollout_and_what_ails_the_platform(
+    store, tmp_path, monkeypatch, capsys
+):
+    create(store, "churn-1", phase=Phase.PROGRESSING, stage=0, reason="healthy")
+    file, looks = tmp_path / "load.json", iter((0, 70, 70))
+
+    def sleep(_: float) -> None:
+        lost = next(looks, None)
+        if lost is None:
+            found = store.rollout("churn-1", "default")
+            store.save_status(found, found.status.model_copy(update={"phase": Phase.PROMOTED}))
+            return
+        answers = [{"revision": "churn-1", "status": 200, "count": 100}, {"revision": "", "status": 0, "count": lost}]
+        file.write_text(json.dumps({"answered": 100 + lost, "answers": answers}))
+
+    monkeypatch.setattr(cli.time, "sleep", sleep)
+    monkeypatch.setattr(view, "PLAIN_S", 0)
+    monkeypatch.setattr(client.Embedded, "problem", lambda self: "the gateway died")
+    cli._watched(client.Embedded(store.home), "churn-1", Losses(file))
+    shown = capsys.readouterr().out.splitlines()
+    assert shown[1] == "  The gateway died."
+    assert shown[2].startswith("  The gateway died; 70 of the load generator's last 70 requests")
 
 
 def test_watching_a_promoted_rollout_ends_well(serin, store):
