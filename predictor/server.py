@@ -231,8 +231,9 @@ def main(parser: argparse.ArgumentParser, serve: Callable[[argparse.Namespace], 
     try:
         serve(parser.parse_args())
     except UserError as error:
-        print(error, file=sys.stderr, flush=True)
+        reason = logs.printable(str(error))  # it may repeat what stands in the model's files
+        print(reason, file=sys.stderr, flush=True)
         if TERMINATION_MESSAGE.is_file():
-            TERMINATION_MESSAGE.write_text(str(error), encoding="utf-8")
+            TERMINATION_MESSAGE.write_text(reason, encoding="utf-8")
         return 2
     return 0

@@ -33,6 +33,16 @@ def test_the_reason_is_the_termination_message(message: Path, capsys: pytest.Cap
     assert message.read_text() == capsys.readouterr().err.strip() == REASON
 
 
+def test_the_reason_is_nothing_but_text(message: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    def refuse_forged(arguments: argparse.Namespace) -> None:
+        raise UserError("Model x: input '\x1b[2J\nforged' is unknown; export the model again.")
+
+    message.touch()
+    assert server.main(argparse.ArgumentParser(), refuse_forged) == 2
+    written = capsys.readouterr().err
+    assert written.rstrip("\n").isprintable() and message.read_text() == written.rstrip("\n")
+
+
 def test_no_file_is_made_outside_kubernetes(message: Path) -> None:
     assert server.main(argparse.ArgumentParser(), refuse) == 2
     assert not message.exists()
