@@ -151,8 +151,8 @@ def _counts(state: State, metric: str) -> str:
     claims = [claim for claim in state.book.claimed if claim.metric == metric]
     claim = max(claims, key=lambda claim: candidate[claim.category] / (stable[claim.category] + 1))
     return (
-        f"{claim.what}, {candidate[claim.category]:,.0f} of {candidate[REQUESTS]:,.0f} requests on the candidate, "
-        f"{stable[claim.category]:,.0f} of {stable[REQUESTS]:,.0f} on stable"
+        f"{claim.what} in {candidate[claim.category]:,.0f} of {candidate[REQUESTS]:,.0f} requests on the candidate, "
+        f"in {stable[claim.category]:,.0f} of {stable[REQUESTS]:,.0f} on stable"
     )
 
 
@@ -163,7 +163,8 @@ def _gathered(state: State, candidate: Floats, stable: Floats) -> str:
     parts = [counts / max(counts.sum(), 1) for counts in (ours, theirs)]
     k = int(np.argmax(np.abs(parts[0] - parts[1])))
     bounds = [0.0, *((state.score.edges + 1) * SCORE_STEP).tolist(), 1.0]
+    ours_percent, theirs_percent = 100 * parts[0][k], 100 * parts[1][k]
     return (
-        f"scores from {bounds[k]:.2f} to {bounds[k + 1]:.2f}, "
-        f"{parts[0][k]:.0%} of {ours.sum():,.0f} on the candidate, {parts[1][k]:.0%} of {theirs.sum():,.0f} on stable"
+        f"scores from {bounds[k]:.2f} to {bounds[k + 1]:.2f} in {ours_percent:.0f} % of {ours.sum():,.0f} on the "
+        f"candidate, in {theirs_percent:.0f} % of {theirs.sum():,.0f} on stable"
     )

@@ -78,7 +78,7 @@ def test_total_failure_is_seen_within_ten_requests() -> None:
         state = observe(state, window(state.last_id + 1, arm(19), arm(1, 1)))
     assert exposed <= 10
     assert said(state).blamed == "errors"
-    assert f"errors, {exposed:,} of {exposed:,} requests on the candidate" in said(state).reason
+    assert f"errors in {exposed:,} of {exposed:,} requests on the candidate" in said(state).reason
 
 
 @pytest.mark.parametrize(
@@ -264,7 +264,7 @@ def test_a_users_own_event_is_judged_like_any_other() -> None:
         state = observe(state, window(k, arm(950, 5, refunds=20), arm(50, 0, refunds=6)))
     decision = said(state)
     assert (decision.action, decision.blamed) == (Action.ROLLBACK, "refunds")
-    assert "refunds, 594 of 4,950 requests on the candidate" in decision.reason
+    assert "refunds in 594 of 4,950 requests on the candidate" in decision.reason
 
 
 @pytest.mark.parametrize(

@@ -134,7 +134,7 @@ def test_replay_of_an_export(tmp_path: Path) -> None:
     command = ["replay", str(file), "--profile", "fast"]
     told = CliRunner().invoke(cli, [*command, "--stable", STABLE, "--candidate", CANDIDATE]).output
     assert "rollback" in told
-    assert "errors, 15 of 75 requests on the candidate" in told
+    assert "errors in 15 of 75 requests on the candidate" in told
     assert "--stable and --candidate" in str(CliRunner().invoke(cli, command).exception)
 
 
