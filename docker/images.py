@@ -104,7 +104,7 @@ def failure(program: str, status: int, path: str) -> str:
     here = {Path(folder, "docker").resolve(): Path(folder, "docker") for folder in reversed(path.split(os.pathsep))}
     others = [str(name) for real, name in here.items() if os.access(real, os.X_OK) and real != Path(found).resolve()]
     needs = "It must be able to build with BuildKit; choose another one with DOCKER=FILE"
-    return f"{said} {needs}" + (f", such as DOCKER={others[-1]}." if others else ".")
+    return f"{said} {needs}" + (f", such as {' or '.join(reversed(others))}." if others else ".")
 
 
 def _setting(variable: str, default: str) -> str:
