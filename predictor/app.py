@@ -34,7 +34,7 @@ from predictor.telemetry import Telemetry
 logger = logging.getLogger("predictor")
 
 _REQUEST_ID: Final = re.compile(rb"[\x21-\x7e]{1,128}")
-_INFERENCE: Final = re.compile(r"/v1/models/[^/]+:predict|/v2/models/[^/]+(/versions/[^/]+)?/infer")
+_INFERENCE: Final = re.compile(r"/v1/models/[^/]+:(predict|explain)|/v2/models/[^/]+(/versions/[^/]+)?/infer")
 JSON_LENGTH: Final = "Inference-Header-Content-Length"
 REQUEST_ID: Final = "serin.request_id"
 """The request's id in its ASGI scope."""
@@ -288,7 +288,7 @@ class Observed:
                 await response(scope, receive, send_named)
             status = 500
         finally:
-            if _INFERENCE.fullmatch(scope["path"]):
+            if scope["method"] == "POST" and _INFERENCE.fullmatch(scope["path"]):
                 self._telemetry.add_request(status or 500, time.perf_counter() - started_s)
 
 

@@ -168,7 +168,7 @@ def test_explanations_add_up(scorer: Scorer, telemetry: Telemetry) -> None:
         log_odds = explained["base"] + sum(explained["contributions"].values())
         assert 1 / (1 + math.exp(-log_odds)) == pytest.approx(explained["probability"], abs=1e-6)
         assert explained["probability"] == pytest.approx(models.score(record), abs=1e-6)
-    assert telemetry.requests == {} and telemetry.score == {}
+    assert telemetry.requests == {200: 1} and telemetry.score == {}
 
 
 def test_a_bad_request_for_an_explanation(client: Client, scorer: Scorer, telemetry: Telemetry) -> None:

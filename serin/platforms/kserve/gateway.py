@@ -143,7 +143,7 @@ class EnvoyTelemetry:
                 silence = f"{not_reached}; check whether a network policy blocks serin's controller"
             if silence is None:
                 read[pod["metadata"]["uid"]] = envoy.parse(answer.body.decode())
-            elif "deletionTimestamp" not in pod["metadata"] and pod["status"]["ready"]:
+            elif _serves(pod):
                 name = pod["metadata"]["name"]
                 problem = f"gateway pod {name} does not serve its counters on port {STATS_PORT}: {silence}"
                 _log.warning("%s", problem)
@@ -161,7 +161,6 @@ class EnvoyTelemetry:
             self._forget(start_s - SILENT_S)
         counts = {uid: told for uid, told in before.counts.items() if uid in pods}
         failed_s = {uid: at_s for uid, at_s in before.failed_s.items() if uid in pods}
-        answered: set[str] = set()
         for uid in sorted(pods, key=lambda uid: failed_s.get(uid, -math.inf)):
             now_s = time.monotonic()
             if start_s < before.rests_until_s or now_s > start_s + PREDICTORS_S - PREDICTOR_S:
@@ -171,7 +170,6 @@ class EnvoyTelemetry:
             try:
                 counts[uid] = self._ask(pods[uid])
                 failed_s.pop(uid, None)
-                answered.add(uid)
             except (urllib3.exceptions.HTTPError, bounded.TooLarge, OSError, RecursionError, *_NOT_OURS):
                 failed_s[uid] = time.monotonic()  # it hangs, is gone, or is none of ours
         took_s = time.monotonic() - start_s
@@ -182,7 +180,7 @@ class EnvoyTelemetry:
             counts,
             failed_s,
             known=known,
-            incomplete=known and any(pod["status"]["ready"] for uid, pod in pods.items() if uid not in answered),
+            incomplete=known and any(_serves(pods[uid]) for uid in pods if uid not in counts or uid in failed_s),
             rests_until_s=start_s + took_s * (1 + REST) if took_s > PREDICTOR_S else before.rests_until_s,
         )
         self._told[namespace, revision] = told
@@ -211,7 +209,7 @@ class EnvoyTelemetry:
 class _Told:
     """Of a revision's predictors at a look, by the uid of the pod: process and counts as last told, and when one
     that was asked did not answer. `known`: they are some that count predictions; `incomplete`: and one that is
-    ready did not tell this time."""
+    ready did not tell when it was last asked."""
 
     revision: str
     at_s: float
@@ -253,6 +251,10 @@ def kept_of_pod(document: dict[str, Any]) -> dict[str, Any]:
 
 def revision_of(pod: Mapping[str, Any]) -> tuple[str, str]:
     return pod["metadata"]["namespace"], pod["metadata"].get("labels", {}).get(REVISION, "")
+
+
+def _serves(pod: Mapping[str, Any]) -> bool:
+    return bool(pod["status"]["ready"]) and "deletionTimestamp" not in pod["metadata"]
 
 
 def _running(pods: Pods) -> Pods:
