@@ -322,10 +322,12 @@ class Candidates:
                 return f"Input {each['name']!r} is unknown, or of another type."
         return None
 
-    def check(self, bodies: int = 0, **options: Any) -> dict[str, Check]:
+    def check(self, bodies: int = 0, *, timeout_s: float = 10, **options: Any) -> dict[str, Check]:
         api: Any = self
         gateway = Gateway(api, Where())
-        found = gateway.check("churn", "http://latest-x", "http://prev-x", [{}] * bodies, timeout_s=0.1, **options)
+        found = gateway.check(
+            "churn", "http://latest-x", "http://prev-x", [{}] * bodies, timeout_s=timeout_s, **options
+        )
         return {each.name: each for each in found}
 
 
@@ -399,7 +401,7 @@ def test_a_candidate_that_hangs_keeps_the_checks_of_others_waiting_no_longer_tha
     candidates: Candidates,
 ) -> None:
     candidates.hangs = {"latest-x"}
-    found = candidates.check(bodies=200)
+    found = candidates.check(bodies=200, timeout_s=0.1)
     assert not any(each.passed for each in found.values())
     assert found["ready"].detail == "0 of 3 report the model as ready (others: no answer)"
     assert candidates.asked.count(("latest-x", "/v1/models/churn")) == 3
