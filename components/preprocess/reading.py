@@ -212,7 +212,9 @@ def _typed(
 
 
 def _fetch(connection: duckdb.DuckDBPyConnection, columns: list[str]) -> pd.DataFrame:
-    rows: pd.DataFrame = connection.execute(f"SELECT {', '.join(columns)} FROM source").df()  # noqa: S608 (c0, c1, …)
+    """In the order of the file: without being asked for it, DuckDB gives each statement's rows in another one."""
+    statement = f"SELECT {', '.join(columns)} FROM source ORDER BY rowid"  # noqa: S608 (c0, c1, …)
+    rows: pd.DataFrame = connection.execute(statement).df()
     return rows
 
 

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from components.preprocess.reading import read
+from components.preprocess.reading import AT_ONCE, read
 from components.preprocess.spelling import Wish
 from serin.errors import UserError
 
@@ -198,3 +198,16 @@ def test_a_wide_table_is_read(tmp_path: Path, kind: str) -> None:
     assert rows["text 199"].tolist() == ["a", "b", ""]
     assert rows["odd"].tolist() == ["1", "two", "3"]
     assert rows["code"].tolist() == ["007", "8", "9"]
+
+
+def test_a_long_table_keeps_its_rows_together_and_in_order(tmp_path: Path) -> None:
+    """Columns are fetched by several statements; each may come in an order of its own unless it is asked for one."""
+    count = 300_000
+    columns = ", ".join(f"i AS n{number}" for number in range(AT_ONCE + 1))
+    with duckdb.connect() as connection:
+        made = connection.sql(f"SELECT {columns}, 'r' || i AS t FROM range({count}) r(i)")  # noqa: S608
+        made.write_csv(str(tmp_path / "long.csv"))
+    rows = read(tmp_path / "long.csv").rows
+    for name in rows.columns[:-1]:
+        assert np.array_equal(rows[name], np.arange(count))
+    assert rows["t"].tolist() == [f"r{i}" for i in range(count)]
