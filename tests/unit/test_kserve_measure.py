@@ -18,6 +18,10 @@ from serin.rollout.document import Phase, Status
 STATUS = Status(phase=Phase.PROGRESSING, stage=0, traffic=20, stable_revision="r1", candidate_revision="r2")
 
 
+def asked(percent: int) -> Status:
+    return STATUS.model_copy(update={"traffic": percent})
+
+
 def service(percent: int, *, shown: int | None = None) -> Service:
     """P is `percent`, the rows still show `shown`."""
     share = percent if shown is None else shown
@@ -65,6 +69,23 @@ def test_traffic_moves_before_the_status_says_so() -> None:
     assert (settled.stable.requests, settled.candidate.requests) == (80, 20)
 
 
+def test_a_change_that_is_on_its_way_is_under_way() -> None:
+    """An API server answered a patch to 99 % after 20 s, and what the controller knew of the service was behind: 200
+    requests split at 99 % were taken for some of those at 20 %, and the split looked broken until the deadline."""
+    going = STATUS.model_copy(update={"stage": 1, "traffic": 99})
+    before, windows = None, []
+    for at_s, status, read in (
+        (0.0, STATUS, codes(0, 0)),
+        (SETTLE_S, STATUS, codes(640, 160)),
+        (SETTLE_S + 1, STATUS, codes(720, 180)),
+        (SETTLE_S + 2, going, codes(760, 240)),
+        (SETTLE_S + 3, going, codes(761, 339)),
+    ):
+        before, window = measure(before, service(20), status, Counts(at_s, read, {}), at_s)
+        windows.append(window)
+    assert [each and (each.share, each.stage) for each in windows] == [None, (0.2, 0), (0.2, 0), (None, 0), (None, 0)]
+
+
 def test_latencies_of_a_gateway_that_tells_them_late_are_not_judged_by_a_split_they_are_not_of() -> None:
     """Kourier's Envoy: histograms show what was counted up to 5 s ago, probes included. The split goes from 5 to 50 %
     at 10 s; each look shows 100 more answers, and the latencies of the look before."""
@@ -78,7 +99,7 @@ def test_latencies_of_a_gateway_that_tells_them_late_are_not_judged_by_a_split_t
         read = {"kourier": codes(stable, candidate)["kourier"] | late}
         late = {"r1 latency": {3: stable}, "r2 latency": {3: candidate}}
         counts = Counts(float(at_s), read, {}, latency_lag_s=5.0)
-        before, window = measure(before, service(5 if at_s < 10 else 50), STATUS, counts, at_s)
+        before, window = measure(before, service(share := 5 if at_s < 10 else 50), asked(share), counts, at_s)
         if window is not None and window.stage != BEFORE:
             told = tuple(sum(arm.latency.values()) for arm in (window.stable, window.candidate))
             kept.append((window.start_s, window.share, told))
@@ -106,7 +127,7 @@ def test_late_latencies_do_not_roll_a_good_candidate_back(lag_s: float | None, *
         share = 0.05 if at_s <= 60 else 0.25
         read = {"kourier": codes(stable, candidate)["kourier"] | late}
         counts = Counts(float(at_s), read, {}, latency_lag_s=lag_s)
-        before, window = measure(before, service(5 if at_s < 60 else 25), STATUS, counts, at_s)
+        before, window = measure(before, service(percent := 5 if at_s < 60 else 25), asked(percent), counts, at_s)
         state = state if window is None else observe(state, window)
         late = {"r1 latency": {80: stable - stable // 50, 94: stable // 50}, "r2 latency": {48: candidate}}
         candidate += round(500 * share)
@@ -204,6 +225,7 @@ def test_errors_count_while_probes_are_about() -> None:
     *_, window = looks(
         (0, service(5), codes(0, 0)),
         (1, service(5), codes(8, 8, errors=6)),
+        status=asked(5),
     )
     assert window is not None
     assert window.candidate.events["errors"] == 6
@@ -309,13 +331,14 @@ def test_predictions_are_never_more_than_there_were_and_never_fewer_than_before(
     looks: list[tuple[int, int, int, bool]],
 ) -> None:
     """Model servers are read a little later than the gateway; some looks are incomplete."""
-    tally, asked, others_asked, jitters, before = Tally(), 0, 0, [0], 0
+    tally, asked, others_asked, told, jitters, before = Tally(), 0, 0, 0, [0], 0
     for predictions, others, sooner, complete in [(0, 0, 0, True), *looks]:
         asked, others_asked = asked + predictions, others_asked + others
         jitters.append(sooner)
+        told = max(told, asked + sooner)
         read = {
             "kourier": {"r1 codes": {200: asked + others_asked}},
-            "pod": {"r1 predictions": {200: asked + sooner}},
+            "pod": {"r1 predictions": {200: told}},
         }
         tally = add(tally, read, complete=complete)
         kept = counters(tally, "r1", predictions_alone=True).codes.get(200, 0)

@@ -27,8 +27,8 @@ PROBES: Final = 20
 
 class Measured(Stored):
     """One look at the counts. `percent` is the candidate's in the traffic rows, `in_force_since_s` since when that is
-    also what the service asks for; None while a change is under way. `old`: as many answers of each revision may
-    still be to requests that were split by an earlier percent."""
+    also what the service and the rollout ask for; None while a change is under way. `old`: as many answers of each
+    revision may still be to requests that were split by an earlier percent."""
 
     at_s: float
     window_id: int = 0
@@ -69,15 +69,15 @@ def measure(
 ) -> tuple[Measured, Window | None]:
     """A new look, and the window since the last one; the last one again when nothing was counted since.
 
-    Traffic moves before the status says so. So a window has a known share only if the split was confirmed at both
-    its ends and every answer in it was to a request this split had routed; what is counted while it changes belongs
-    to the stage before.
+    Traffic moves before the status says so, and the status is seen some time later. So a window has a known share
+    only if the split at both its ends was confirmed and what the rollout had last asked for, and if every answer in
+    it was to a request this split had routed; what is counted while it changes belongs to the stage before.
     """
     if before is not None and before.at_s - SET_BACK_S < counts.at_s <= before.at_s:
         return before, None
     stable, candidate = status.stable_revision or "", status.candidate_revision or ""
     percent = service.share(candidate)
-    confirmed = service.percent == percent and service.share(stable) == 100 - percent
+    confirmed = status.traffic == service.percent == percent and service.share(stable) == 100 - percent
     on_time = before is not None and before.at_s < counts.at_s
     since_s = before.in_force_since_s if before is not None and on_time and before.percent == percent else None
     since_s = now_s if since_s is None else since_s
