@@ -34,7 +34,7 @@ from benchmarks.sockets import OnSocket, ask
 from serin import model
 from serin.cli import main as cli
 from serin.errors import UserError
-from serin.judge import timeline
+from serin.judge import JudgeSpec, timeline
 from serin.plan import Checks, OnInconclusive, Plan, Stage
 from serin.platforms.embedded import client, gateway, processes
 from serin.platforms.embedded.servers import REPLICAS
@@ -386,7 +386,7 @@ def both_serve(here: Home, revision: str) -> None:
 def test_the_end_of_one_model_server_costs_no_user_an_answer_and_is_held_against_it(here, models, victim, number):
     quiet = Plan(stages=(Stage(traffic=50, min_seconds=30),), checks=Checks.NONE, start_seconds=20)
     with traffic(here, models / "1", rate=200) as tally:
-        rollout = here.request(models / number, plan=quiet)
+        rollout = here.request(models / number, plan=quiet, judge=JudgeSpec(dry_run=True))
         here.reached(rollout, Phase.PROGRESSING)
         status = here.find(rollout).status
         revisions = {"stable": status.stable_revision, "candidate": status.candidate_revision}
