@@ -180,7 +180,7 @@ def told(rollout: ModelRollout, now: datetime) -> list[str]:
     if not status.evidence:
         return [*lines, "Nothing was judged: candidate and stable never shared traffic."]
     if status.counted is Counted.REQUESTS:
-        lines.append("All requests were judged: the model server does not tell which of them were predictions.")
+        lines.append(words.ALL_REQUESTS)
     lines += [
         "",
         f"Requests: {status.requests.candidate:,} on the candidate, {status.requests.stable:,} on stable; "

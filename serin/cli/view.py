@@ -18,7 +18,7 @@ from serin.judge.timeline import Arm
 from serin.judge.window import Window
 from serin.plan import Checks
 from serin.report import words
-from serin.rollout.document import HistoryEntry, MetricEvidence, ModelRollout, Phase, Status
+from serin.rollout.document import Counted, HistoryEntry, MetricEvidence, ModelRollout, Phase, Status
 
 RECENT_S: Final = 30
 """Latencies and rates are those of the last so many seconds."""
@@ -72,6 +72,8 @@ def view(rollout: ModelRollout, windows: Documents, now: datetime) -> Renderable
         parts += [_split(status, recent), Text()]
     if status.stable_revision or status.candidate_revision:
         parts += [_arms(status, recent, end_s), Text()]
+    if status.counted is Counted.REQUESTS:
+        parts += [Text(words.ALL_REQUESTS, "dim"), Text()]
     if status.evidence:
         parts += [_evidence(rollout), Text()]
     elif status.checks:

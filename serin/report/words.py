@@ -3,6 +3,7 @@
 import math
 from datetime import datetime
 from enum import StrEnum
+from typing import Final
 
 from serin.judge.policy import SPLIT, JudgeSpec
 from serin.plan import Plan
@@ -106,6 +107,9 @@ def last_forward(history: tuple[HistoryEntry, ...]) -> HistoryEntry | None:
 def elapsed_s(status: Status, now: datetime) -> float:
     """Since the rollout began, up to its end."""
     return ((status.finished_at or now) - status.started_at).total_seconds() if status.started_at else 0.0
+
+
+ALL_REQUESTS: Final = "All requests are judged: the model server does not tell which of them are predictions."
 
 
 def waits_for(spec: Spec, status: Status, now: datetime) -> list[str]:

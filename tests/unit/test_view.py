@@ -18,7 +18,7 @@ from serin.measure.windows import to_document
 from serin.model.histograms import LATENCY_EDGES_S, bucket
 from serin.plan import Checks
 from serin.report import words
-from serin.rollout.document import Check, MetricEvidence, Phase, Ratio, Requests, Status
+from serin.rollout.document import Check, Counted, MetricEvidence, Phase, Ratio, Requests, Status
 from serin.rollout.reconcile import Observation, Revision, reconcile
 
 BAD_CHECK = Check(
@@ -123,6 +123,14 @@ def test_stages_that_somebody_skipped_are_not_ticked():
     assert track(Frame(promoted, [], rollouts.START)) == (
         "✓ start ── ✓ checks ── ✓ 5 % ── ✓ 25 % ── – 50 % ── – bake 99 % ── ✓ 100 %"
     )
+
+
+def test_what_is_judged_is_said_where_it_is_more_than_predictions(stories):
+    frame = next(each for each in stories["promoted"] if each.rollout.status.stage == 1)
+    assert frame.rollout.status.counted is Counted.PREDICTIONS and words.ALL_REQUESTS not in screen(frame)
+    status = frame.rollout.status.model_copy(update={"counted": Counted.REQUESTS})
+    other = Frame(frame.rollout.model_copy(update={"status": status}), frame.windows, frame.now)
+    assert words.ALL_REQUESTS in screen(other)
 
 
 def test_a_narrow_terminal_and_a_wide_one(stories):
