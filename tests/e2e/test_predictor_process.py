@@ -330,9 +330,14 @@ def test_unfinished_grpc_messages_take_no_more_than_their_budget(root: Path) -> 
 
 def test_bodies_that_grow_when_they_are_parsed_are_parsed_one_at_a_time(root: Path) -> None:
     body = b'{"instances":[' + b",".join([b"[]"] * 2_700_000) + b"]}"
+
+    def ask(port: int) -> None:
+        with contextlib.closing(http.client.HTTPConnection("127.0.0.1", port, timeout=200)) as connection:
+            connection.request("POST", "/v1/models/churn:predict", body)
+            connection.getresponse().read()
+
     with running(root) as (process, port):
-        asked = [threading.Thread(target=request, args=(port, "POST", "/v1/models/churn:predict", body))
-                 for _ in range(6)]  # fmt: skip
+        asked = [threading.Thread(target=ask, args=(port,)) for _ in range(6)]
         for each in asked:
             each.start()
         most_mb = 0.0
