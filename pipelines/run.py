@@ -138,6 +138,7 @@ class Run:
         rollouts that had ended before."""
         rollout: ModelRollout | None = None
         started = ended = 0.0
+        silence = view.Silence()
         with Screen(self._console) as screen, Traffic(folder) as traffic:
             while True:
                 running = execution.running()
@@ -153,10 +154,14 @@ class Run:
                     started = time.monotonic()
                     if champion is not None and self._rate > 0:
                         traffic.start(self._requests(champion, folder))
+                    elif champion is not None:
+                        self._note((words.unattended(rollout.spec.effective_plan),))
                 if rollout is not None and rollout.status.phase.terminal and not ended:
                     ended = time.monotonic()
                 self._note(tuple(execution.progress.notes))
-                problems = filter(None, (problem, traffic.losses.recent(time.monotonic())))
+                now_s = time.monotonic()
+                silent = silence.lasting(rollout, now_s) if rollout is not None else None
+                problems = filter(None, (problem, traffic.losses.recent(now_s), silent))
                 screen.update(execution.progress, rollout, windows, "; ".join(problems) or None)
                 if not running:
                     break

@@ -76,7 +76,7 @@ def deploy(
     model serves by now.
 
     Re-attaches to a rollout of the same model that is under way, so the step may be killed and run again at any
-    moment. Raises `TryAgain` when the plan's deadlines are over and the rollout is not.
+    moment. Raises `TryAgain` when the plan's deadlines are over and the rollout is not, or is left to a person.
     """
     model.verify(model_folder)
     digest = model.digest(model_folder)
@@ -118,11 +118,21 @@ def deploy(
         if found is None:
             raise UserError(f"Rollout {rollout.metadata.name} was deleted while in progress; run the pipeline again.")
         rollout = found
+        if _undecided(rollout, now()):
+            why = f"({rollout.status.reason}); promote or abort it"
+            raise TryAgain(f"rollout {rollout.metadata.name} waits for a decision {why}", delay_s=0)
         line = _line(rollout.status, problem)
         if line != told:
             tell(line)
             told = line
     return rollout
+
+
+def _undecided(rollout: ModelRollout, now: datetime) -> bool:
+    """The plan's deadline is over, and only a person can end the rollout."""
+    status, limit_s = rollout.status, rollout.spec.effective_plan.deadline_seconds
+    since = status.started_at
+    return status.phase is Phase.WAITING and since is not None and (now - since).total_seconds() > limit_s
 
 
 def _line(status: Status, problem: str | None) -> str:

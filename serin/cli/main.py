@@ -37,7 +37,7 @@ from serin.platforms.embedded.client import Embedded
 from serin.platforms.embedded.servers import REPLICAS
 from serin.platforms.ports import ALL, Platform, Which
 from serin.report import words
-from serin.rollout.document import Candidate, EnvVar, ModelRollout, Phase, Spec, parse
+from serin.rollout.document import Approval, Candidate, EnvVar, ModelRollout, Phase, Spec, parse
 
 FAULTS: Final = ("errors", "latency", "scores", "crash", "slowstart")
 SWITCHES: Final = ("pause", "resume", "approve", "promote", "abort")
@@ -126,6 +126,8 @@ cli = _Commands(
 )
 plugin = _Commands("kubectl serin", help=_HELP, params=_on_cluster(), context_settings={**_SETTINGS, "obj": _cluster})
 """The commands that make sense on a cluster; people know where to put -n and --context."""
+click.version_option(package_name="serin", message="serin %(version)s", hidden=True)(cli)
+click.version_option(package_name="serin", message="serin %(version)s", hidden=True)(plugin)
 
 
 @cli.command()
@@ -247,6 +249,8 @@ def release_command(
     client.up(home)
     platform = Embedded(home)
     folder = _runs()
+    if not requests_per_s and platform.champion(service) is not None:
+        click.echo(words.unattended(spec.effective_plan))
     with _traffic(platform, service, requests_per_s, folder):
         ended = _watched(platform, release.request(platform, spec, digest).metadata.name, Losses(folder / TALLY))
     _end(ended)
@@ -281,6 +285,8 @@ def _switch(name: str, change: dict[str, bool], told: str, text: str) -> None:
         found = rollout_named(platform, rollout)
         if found.status.phase.terminal:
             raise UserError(f"Rollout {found.metadata.name} has ended ({found.status.phase}); nothing was changed.")
+        if name == "approve" and found.spec.approval is Approval.NONE and found.status.phase is not Phase.WAITING:
+            raise UserError(f"Rollout {found.metadata.name} waits for no approval; nothing was changed.")
         platform.patch_spec(found.metadata.name, **change)
         click.echo(f"{found.metadata.name}: {told}")
 
@@ -451,10 +457,13 @@ def _watched(platform: Platform, name: str, losses: Losses | None = None) -> Mod
     """The rollout at its end, shown until then; what was seen last while the platform is away for a moment. `losses`
     of the traffic that is sent meanwhile are shown, too."""
 
+    silence = view.Silence()
+
     def look() -> view.Look:
-        problems = (platform.problem(), losses.recent(time.monotonic()) if losses is not None else None)
-        told = "; ".join(filter(None, problems)) or None
-        return rollout_named(platform, name), platform.windows(name, last=view.WINDOWS), told
+        rollout, now_s = rollout_named(platform, name), time.monotonic()
+        lost = losses.recent(now_s) if losses is not None else None
+        told = "; ".join(filter(None, (platform.problem(), lost, silence.lasting(rollout, now_s)))) or None
+        return rollout, platform.windows(name, last=view.WINDOWS), told
 
     seen = look()
     seen_s = time.monotonic()

@@ -35,6 +35,7 @@ REASON_WIDTH: Final = 110
 _CHECKS: Final = 1
 _FIRST_STAGE: Final = 2
 """Places on the track."""
+SILENT_S: Final = 30.0
 PLAIN_S: Final = 5.0
 """Without a terminal, a line of progress at most this often."""
 
@@ -274,6 +275,25 @@ def plain(before: Status | None, status: Status, *, since_s: float, problem: str
         f"{words.count(status.errors.candidate, 'error')}. "
         f"{words.sentence(status.reason)}"
     ]
+
+
+class Silence:
+    """Notices that a rollout that needs requests gets none."""
+
+    def __init__(self) -> None:
+        self._seen: tuple[object, float] | None = None
+
+    def lasting(self, rollout: ModelRollout, now_s: float) -> str | None:
+        """In words, from half a minute on and in steps of as much. `now_s`: of any clock."""
+        status = rollout.status
+        under_way = status.phase in (Phase.PROGRESSING, Phase.BAKING) and status.stable_revision is not None
+        if not under_way or self._seen is None or self._seen[0] != status.requests:
+            self._seen = status.requests, now_s
+            return None
+        silent_s = (now_s - self._seen[1]) // SILENT_S * SILENT_S
+        if not silent_s:
+            return None
+        return f"waits for requests: none for {words.duration(silent_s)}; send some or use --traffic"
 
 
 def utc_now() -> datetime:

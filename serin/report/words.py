@@ -6,7 +6,7 @@ from enum import StrEnum
 from typing import Final
 
 from serin.judge.policy import SPLIT, JudgeSpec
-from serin.plan import Plan
+from serin.plan import OnInconclusive, Plan
 from serin.rollout.document import HistoryEntry, MetricEvidence, ModelRollout, Phase, Spec, Status
 from serin.text import count as count
 from serin.text import duration as duration
@@ -130,6 +130,19 @@ def waits_for(spec: Spec, status: Status, now: datetime) -> list[str]:
         soon = f", {duration(status.needs_seconds)}" if status.needs_seconds is not None else ""
         found.append(f"evidence: about {status.needs_requests:,} more candidate requests{soon}")
     return found
+
+
+def unattended(plan: Plan) -> str:
+    """What becomes of a rollout that nobody sends requests for."""
+    then = {
+        OnInconclusive.HOLD: "it then waits for a decision",
+        OnInconclusive.ROLLBACK: "it is then rolled back",
+        OnInconclusive.PROMOTE: "it is then promoted, outside the judge's guarantee",
+    }[plan.on_inconclusive]
+    return (
+        "No requests are sent: the rollout waits for those of the service's users, "
+        f"{duration(plan.deadline_seconds)} at most; {then}."
+    )
 
 
 def headline(rollout: ModelRollout) -> str:

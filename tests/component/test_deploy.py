@@ -121,6 +121,18 @@ def test_it_gives_up_after_the_plans_deadlines(folder: Path) -> None:
         run(ListPlatform([Phase.PROGRESSING]), folder, step_s=3600)
 
 
+def test_it_leaves_a_rollout_that_waits_for_a_person_at_the_plans_deadline(folder: Path) -> None:
+    class Undecided(ListPlatform):
+        def find(self, name: str) -> ModelRollout | None:
+            begun = datetime(2026, 1, 1, tzinfo=UTC)
+            return super().find(name).model_copy(update={"status": Status(phase=Phase.WAITING, started_at=begun)})
+
+    platform = Undecided([Phase.WAITING])
+    with pytest.raises(TryAgain, match="waits for a decision"):
+        run(platform, folder, step_s=60)
+    assert platform.looks * 60 <= 7200 + 120, "the deadline is two hours"
+
+
 def test_a_platform_that_does_not_answer_for_a_while_is_asked_again(folder: Path) -> None:
     class Away(ListPlatform):
         def find(self, name: str) -> ModelRollout | None:

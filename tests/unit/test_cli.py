@@ -7,6 +7,7 @@ import sqlite3
 import subprocess
 import sys
 from datetime import UTC, datetime, timedelta
+from importlib.metadata import version
 from pathlib import Path
 
 import embedded
@@ -228,12 +229,23 @@ def test_wrong_arguments_end_with_2(serin, tmp_path, arguments):
 )
 def test_a_switch_is_written_into_the_spec_of_the_latest_rollout(serin, store, command, field, value):
     create(store, "churn-1", phase=Phase.PROMOTED)
-    create(store, "churn-2", phase=Phase.PROGRESSING)
+    create(store, "churn-2", phase=Phase.WAITING)
     store.patch_spec("churn-2", "default", **{field: not value})
     said = serin(command)
     assert said.code == 0 and said.out.startswith("churn-2: ")
     assert getattr(store.rollout("churn-2", "default").spec, field) is value
     assert getattr(store.rollout("churn-1", "default").spec, field) is False
+
+
+def test_what_waits_for_no_approval_is_not_approved(serin, store):
+    create(store, "churn-1", phase=Phase.PROGRESSING)
+    assert "Rollout churn-1 waits for no approval; nothing was changed." in refused(serin("approve"))
+    assert not store.rollout("churn-1", "default").spec.approved
+
+
+def test_the_version_is_told(serin):
+    said = serin("--version")
+    assert said.code == 0 and said.out == f"serin {version('serin')}\n"
 
 
 @pytest.mark.parametrize("command", ["pause", "resume", "approve", "promote", "abort"])

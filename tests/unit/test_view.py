@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from rich.console import Console, RenderableType
 from rollouts import Behaviour, Frame
 
-from serin.cli.view import follow, plain, table, view
+from serin.cli.view import Silence, follow, plain, table, view
 from serin.judge import timeline
 from serin.judge.policy import JudgeSpec, ScoreMetric, Scores
 from serin.judge.timeline import Arm
@@ -280,3 +280,14 @@ def test_in_a_narrow_terminal_each_rollout_keeps_its_line(stories):
     listed = [frames[-1].rollout for frames in stories.values()]
     text = shown(table(listed, rollouts.START + timedelta(minutes=12), width=80), 80)
     assert "REASON" not in text and len(text.splitlines()) == 1 + len(listed)
+
+
+def test_a_rollout_without_requests_says_what_it_waits_for(stories):
+    frame = next(each for each in stories["promoted"] if each.rollout.status.phase is Phase.PROGRESSING)
+    silence = Silence()
+    assert silence.lasting(frame.rollout, 0) is None
+    assert silence.lasting(frame.rollout, 29) is None
+    assert silence.lasting(frame.rollout, 31) == "waits for requests: none for 30 s; send some or use --traffic"
+    more = Requests(stable=frame.rollout.status.requests.stable + 1)
+    answered = frame.rollout.model_copy(update={"status": frame.rollout.status.model_copy(update={"requests": more})})
+    assert silence.lasting(answered, 62) is None
