@@ -182,11 +182,11 @@ def status(platform: Platform, service: str | None, since: str | None, *, every:
         console = Console(width=_PIPE_WIDTH)
     console.print(view.table(rollouts, now, width=console.width))
     if older:
-        click.echo("older ones: `serin status --all`, with --service or --since")
+        click.echo("for older ones use `serin status --all`, --service or --since")
 
 
 @cli.command()
-@click.option("--dry-run", is_flag=True, help="Only list what would be deleted.")
+@click.option("--dry-run", is_flag=True, help="List what would be deleted, without deleting it.")
 @click.pass_context
 def prune(context: click.Context, *, dry_run: bool) -> None:
     """Delete old timelines, rollouts, models, logs, and runs in ./runs.
