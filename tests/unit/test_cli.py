@@ -551,7 +551,7 @@ def test_status_lists_the_latest_and_all_under_way_and_the_rest_when_asked(serin
         return [line.split()[0] for line in lines if line.startswith("churn-")]
 
     assert listed() == ["churn-3", *(f"churn-{number}" for number in range(10, 30))]
-    assert "older ones: `serin status --all`" in serin("status").out
+    assert "for older ones use `serin status --all`" in serin("status").out
     assert len(listed("--all")) == 30 and "older ones" not in serin("status", "--all").out
     assert listed("--since", "13.5d") == ["churn-27", "churn-28", "churn-29"]
     assert listed("--since", (made + timedelta(days=28)).date().isoformat()) == ["churn-28", "churn-29"]
