@@ -20,11 +20,11 @@ export MINIKUBE_PROFILE ?= serin
 BIN := .venv/bin
 UV := $(BIN)/uv
 
-.PHONY: help setup run cluster-run status down drill compile doctor cluster-up cluster-status cluster-down images load install lint test cluster-test dist clean bench-pipeline bench-rollout bench-judge bench-predictor bench-controller bench-kfp
+.PHONY: help setup run cluster-run status down drill compile doctor cluster-up cluster-status cluster-down images load install lint test cluster-test dist clean bench-pipeline bench-rollout bench-judge bench-predictor bench-controller bench-kfp bench-data
 
 help: ## Show this list
 	@awk 'BEGIN {FS = ":.*## "} /^[a-z-]+:.*## / {printf "  make %-16s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
-	@printf "  make %-16s %s\n" bench-NAME "Benchmark: pipeline, rollout, judge, predictor, controller or kfp"
+	@printf "  make %-16s %s\n" bench-NAME "Benchmark: pipeline, rollout, judge, predictor, controller, kfp or data"
 	@echo
 	@echo "  CONFIG=file   another data set        TRAFFIC=n|none   requests per second during a rollout"
 	@echo "  PLATFORM=embedded|kserve|kserve:NAMESPACE   where to release          KFP_ENDPOINT=url   for cluster-run"
@@ -106,7 +106,7 @@ test: .venv/.ready-dev ## Run lint and the whole test suite
 cluster-test: .venv/.ready-dev ## Run full rollouts and fault injection on the current cluster
 	@$(BIN)/pytest -v -s --timeout 900 tests/cluster
 
-bench-pipeline bench-rollout bench-judge bench-predictor bench-controller bench-kfp: bench-%: .venv/.ready-dev
+bench-pipeline bench-rollout bench-judge bench-predictor bench-controller bench-kfp bench-data: bench-%: .venv/.ready-dev
 	@$(BIN)/python -m benchmarks.$*
 
 dist: .venv/.ready-dev ## Build the wheel and its SBOM (CycloneDX) into dist/
