@@ -5,8 +5,8 @@ import os
 import platform as machine
 import sys
 import time
-from collections.abc import Collection, Iterable, Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
@@ -273,10 +273,30 @@ def story(
     config: Config, source: sources.Source, place: str, backend: Backend, *, runs: Path, rate: float
 ) -> tuple[Path, int]:
     """The whole story, with a first release if nothing serves yet. Returns the run's report and the exit code: 0
-    unless a canary was rolled back, or nothing serves at the end."""
-    start = time.monotonic()
-    platform = connect(place)
+    unless a canary was rolled back, or nothing serves at the end. A run that fails says why in result.json."""
     folder = runs.resolve() / f"{datetime.now(UTC):%Y%m%dT%H%M%S}-{os.getpid()}"
+    start = time.monotonic()
+    with _failure_kept(folder, source, start):
+        return _story(config, source, place, backend, folder=folder, rate=rate, start=start)
+
+
+@contextmanager
+def _failure_kept(folder: Path, source: sources.Source, start: float) -> Iterator[None]:
+    try:
+        yield
+    except (UserError, TryAgain) as error:
+        if folder.exists():
+            total_s = time.monotonic() - start
+            nothing = Outcome(data={}, evaluation={}, rollout=None, samples=None, pipeline_s=total_s, rollout_s=0.0)
+            result = result_of(nothing, source, None, total_s) | {"reason": words.sentence(str(error))}
+            (folder / "result.json").write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+        raise
+
+
+def _story(
+    config: Config, source: sources.Source, place: str, backend: Backend, *, folder: Path, rate: float, start: float
+) -> tuple[Path, int]:
+    platform = connect(place)
     this = Run(config, source, place, backend, folder, rate)
     if platform.champion(config.service) is None:
         first = this.execute(("rule",), "first", "First release: a one-column rule as the baseline")

@@ -10,6 +10,7 @@ import yaml
 
 from components import config
 from components.preprocess.sources import Source, SourceKind
+from pipelines import run
 from pipelines.progress import Progress
 from pipelines.run import Run, newest, place_of, rate_of
 from serin.errors import UserError
@@ -109,3 +110,19 @@ def test_a_rollout_under_way_is_the_runs_own_only_if_it_released(verdict: str, t
     (tmp_path / "evaluation").write_text(json.dumps({"verdict": verdict}), encoding="utf-8")
     run = Run(settings, source, f"embedded:{tmp_path / 'home'}", Ended(tmp_path / "evaluation"), tmp_path, 0)
     assert (run.execute((), "main", "Train, evaluate, release").rollout is not None) is told
+
+
+def test_a_run_that_failed_says_why_in_its_folder(tmp_path, monkeypatch):
+    def fails(*_: object, folder: Path, **__: object) -> None:
+        folder.mkdir(parents=True)
+        raise UserError("column 'x' is not there")
+
+    monkeypatch.setattr(run, "_story", fails)
+    table = tmp_path / "table.csv"
+    source = Source(table, SourceKind.FILE, "0" * 64, 0)
+    with pytest.raises(UserError):
+        run.story(None, source, "embedded:x", None, runs=tmp_path / "runs", rate=0)
+    (file,) = (tmp_path / "runs").glob("*/result.json")
+    result = json.loads(file.read_text(encoding="utf-8"))
+    assert (result["verdict"], result["phase"]) == (None, None)
+    assert result["reason"] == "Column 'x' is not there."
