@@ -159,10 +159,11 @@ def latency(candidate_s: Sequence[float], stable_s: Sequence[float]) -> Check:
     if not candidate_s or not stable_s:
         return Check(name="latency", passed=bool(candidate_s), detail="no answers to compare")
     slow, base = median(candidate_s), median(stable_s)
+    passed = slow <= SLOWER * base or slow - base <= SLOWER_AT_LEAST_S
     return Check(
         name="latency",
-        passed=slow <= SLOWER * base or slow - base <= SLOWER_AT_LEAST_S,
-        detail=f"median {slow * 1000:.1f} ms, stable {base * 1000:.1f} ms",
+        passed=passed,
+        detail=f"{'' if passed else 'too slow: '}median {slow * 1000:.1f} ms, stable {base * 1000:.1f} ms",
     )
 
 

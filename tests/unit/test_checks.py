@@ -10,7 +10,7 @@ import pytest
 from aiohttp import web
 
 from serin import checks
-from serin.checks import Answer
+from serin.checks import Answer, latency
 
 
 def answers(*scores: float | None, latency_s: float = 0.003, status: int | None = 200) -> list[Answer]:
@@ -190,3 +190,9 @@ def test_what_floods_drips_is_packed_or_nested_is_no_answer():
     assert [answer.status for answer in found] == [None] * 4
     assert sum(sent) < 64 * 2**20
     assert time.perf_counter() - start < 8
+
+
+def test_a_slow_candidate_is_called_slow() -> None:
+    slow = latency([0.9, 1.0, 1.1], [0.001, 0.002, 0.003])
+    assert (slow.passed, slow.detail) == (False, "too slow: median 1000.0 ms, stable 2.0 ms")
+    assert latency([0.002], [0.002]).detail == "median 2.0 ms, stable 2.0 ms"
