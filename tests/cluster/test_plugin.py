@@ -12,7 +12,7 @@ from cluster import Cluster, kubectl, plugin
 def test_doctor_finds_nothing_missing(released: Cluster) -> None:
     code, said = plugin(released, "doctor")
     assert code == 0, said
-    assert f"InferenceService {released.service_name}: {released.newest()} serves" in said
+    assert f"InferenceService {released.service_name}: {released.newest()} is serving" in said
 
 
 def test_the_plugin_steers_a_rollout(released: Cluster) -> None:
