@@ -66,8 +66,8 @@ def wide(columns: int, path: Path) -> None:
     table = pd.DataFrame(numbers, columns=[f"n{i}" for i in range(columns)])
     texts = [f"n{i}" for i in range(0, columns, 5)]
     table[texts] = rng.choice(["red", "green", "blue"], (WIDE_ROWS, len(texts)))
-    table["y"] = (numbers[:, 1:10].sum(axis=1) + rng.normal(size=WIDE_ROWS) > 1).astype(int)
-    table.to_csv(path, index=False)
+    y = (numbers[:, 1:10].sum(axis=1) + rng.normal(size=WIDE_ROWS) > 1).astype(int)
+    table.copy().assign(y=y).to_csv(path, index=False)
 
 
 def long(path: Path) -> None:
