@@ -21,13 +21,19 @@ def session(address: str, *, timeout_s: float) -> aiohttp.ClientSession:
     return aiohttp.ClientSession(base, connector=connector, timeout=timeout, headers=_PLAIN, auto_decompress=False)
 
 
-async def read_json(response: aiohttp.ClientResponse, most_bytes: int) -> object:
-    """The answer's body. Raises `ValueError` when it is longer, or not JSON."""
+async def read(response: aiohttp.ClientResponse, most_bytes: int) -> bytes:
+    """The answer's body. Raises `ValueError` when it is longer."""
     body = bytearray()
     async for block in response.content.iter_any():
         body += block
         if len(body) > most_bytes:
             raise ValueError(f"more than {most_bytes} bytes")
+    return bytes(body)
+
+
+async def read_json(response: aiohttp.ClientResponse, most_bytes: int) -> object:
+    """The answer's body. Raises `ValueError` when it is longer, or not JSON."""
+    body = await read(response, most_bytes)
     try:
         found: object = json.loads(body)
     except RecursionError as error:

@@ -1,6 +1,6 @@
 """Every bet the judge holds: against "no harm" over the whole rollout, against "harm" afresh in each stage."""
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from typing import Self
 
@@ -67,6 +67,18 @@ class Book:
         processes = np.zeros(self.harm.processes, dtype=np.bool_)
         processes[-3:-1] = latencies_scores
         return processes[self.harm.process]
+
+    def harm_of_events(self, names: Collection[str]) -> NDArray[np.bool_]:
+        """Whether each bet on harm is about these events."""
+        events = self.categories.row.events
+        processes = np.zeros(self.harm.processes, dtype=np.bool_)
+        processes[: 2 * len(events)] = np.repeat([name in names for name in events], 2)
+        return processes[self.harm.process]
+
+    def claims_of_events(self, names: Collection[str]) -> NDArray[np.bool_]:
+        """Whether each bet of the claims is about these events; there are some."""
+        about = np.array([claim.metric in names for claim in self.claimed])
+        return about if self.claims is None else about[self.claims.process]
 
     def _by_metric(self, processes: Floats) -> Floats:
         events = 2 * len(self.categories.row.events)

@@ -7,7 +7,7 @@ import numpy as np
 from serin.judge import latency, scores
 from serin.judge.book import Book
 from serin.judge.categories import EVENTS, LATENCY_BUCKETS, REQUESTS, SCORE_BUCKETS
-from serin.judge.policy import Policy
+from serin.judge.policy import BUILT_IN, Policy
 from serin.judge.primitive import Floats
 from serin.judge.reference import Reference
 from serin.judge.state import BEFORE, SILENT, State, stage_policy
@@ -93,11 +93,16 @@ def add(state: State, window: Window, stable: Floats, candidate: Floats) -> Stat
         one_sided = silent.max(axis=0) > SILENT
         if one_sided.any():
             log_e = np.where(book.harm_about(one_sided), np.minimum(log_e, 0.0), log_e)
+        unreported = _unreported(book, stable, candidate)
+        if unreported:
+            log_e = np.where(book.harm_of_events(unreported), np.minimum(log_e, 0.0), log_e)
         harm = book.harm.grow(harm + invested * book.harm.prior, log_e)
         if book.claims is not None:
             log_e = book.claims.log_e(ours, both, requests, share)
             if one_sided.any():
                 log_e = np.where(book.claims_about(one_sided)[book.claims.process], np.minimum(log_e, 0.0), log_e)
+            if unreported:
+                log_e = np.where(book.claims_of_events(unreported), np.minimum(log_e, 0.0), log_e)
             claims = book.claims.grow(claims, log_e)
         by_metric, split_e = book.evidence(harm, cash)
         total = float(book.weights @ by_metric)
@@ -129,3 +134,13 @@ def add(state: State, window: Window, stable: Floats, candidate: Floats) -> Stat
         split_peak=split_peak,
         silent=silent,
     )
+
+
+def _unreported(book: Book, stable: Floats, candidate: Floats) -> list[str]:
+    """Declared metrics that a revision with requests did not report in this window."""
+    row = book.categories.row
+    return [
+        name
+        for k, name in enumerate(row.events)
+        if k >= BUILT_IN and any(arm[REQUESTS] > 0 and not arm[row.reported + k] for arm in (stable, candidate))
+    ]

@@ -1,7 +1,7 @@
 """What the judge is told before the first window, and keeps to until the end."""
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from enum import StrEnum
 from typing import Annotated, Final, Self
 
@@ -10,6 +10,7 @@ from pydantic import Field, model_validator
 from serin.plan import PROFILES, Document, Plan
 
 Positive = Annotated[float, Field(gt=0)]
+LabelText = Annotated[str, Field(max_length=60)]
 Level = Annotated[float, Field(gt=0, lt=0.5)]
 
 ERRORS: Final = "errors"
@@ -17,11 +18,21 @@ REJECTED: Final = "rejected"
 LATENCY: Final = "latency"
 SCORES: Final = "scores"
 SPLIT: Final = "split"
+BUILT_IN: Final = 2
+"""So many of the events are counted at the gateway: errors and rejected requests."""
 
 
 def metric_name(metric: str) -> str:
     """The metric as people read it; documents and settings keep its key."""
     return "client errors" if metric == REJECTED else metric
+
+
+class Source(Document):
+    """Where a metric's events are counted: `counter`, a Prometheus counter at `/metrics` of the model server, named
+    as it stands there, summed over the label sets that have all of `labels`."""
+
+    counter: Annotated[str, Field(pattern=r"^[a-zA-Z_:][a-zA-Z0-9_:]*$", max_length=100)]
+    labels: Annotated[Mapping[LabelText, LabelText], Field(max_length=4)] = Field(default_factory=dict)
 
 
 class EventMetric(Document):
@@ -38,6 +49,8 @@ class EventMetric(Document):
     margin: Annotated[float, Field(ge=1)] = 1.05
     floor: Annotated[float, Field(gt=0, lt=0.01)] = 0.001
     acceptable_rate: Annotated[float, Field(gt=0, lt=0.2)] = 0.0025
+    source: Source | None = None
+    """Needed by a rollout for each of `judge.metrics`. Errors and rejected requests are the gateway's to count."""
 
 
 class LatencyMetric(Document):
@@ -109,6 +122,8 @@ class JudgeSpec(Document):
         names = [metric.name for metric in self.event_metrics]
         if names[:2] != [ERRORS, REJECTED] or len(set(names) | {LATENCY, SCORES, SPLIT}) != len(names) + 3:
             raise ValueError(f"judge.metrics: names must be unique and not those of built-in metrics, got {names}")
+        if self.errors.source is not None or self.rejected.source is not None:
+            raise ValueError("judge.errors and judge.rejected are counted at the gateway and have no source")
         unknown = set(self.require) - {*names, LATENCY, SCORES}
         if unknown:
             raise ValueError(f"judge.require: no metric is called {sorted(unknown)[0]!r}")
@@ -117,6 +132,16 @@ class JudgeSpec(Document):
     @property
     def event_metrics(self) -> tuple[EventMetric, ...]:
         return (self.errors, self.rejected, *self.metrics)
+
+    @property
+    def sources(self) -> dict[str, Source]:
+        """Of the declared metrics, by name."""
+        return {metric.name: metric.source for metric in self.metrics if metric.source is not None}
+
+    @property
+    def without_source(self) -> tuple[str, ...]:
+        """Declared metrics that nobody counts during a rollout; windows made later may have their counts."""
+        return tuple(metric.name for metric in self.metrics if metric.source is None)
 
     @property
     def shares(self) -> dict[str, float]:

@@ -2,7 +2,7 @@
 
 from collections import Counter
 from collections.abc import Mapping
-from typing import Final
+from typing import Final, TypeVar
 
 from pydantic import Field
 
@@ -11,15 +11,18 @@ from serin.plan import Document
 
 CUT_OFF: Final = 0
 TIMED_OUT: Final = 1
+_Key = TypeVar("_Key", int, str)
+_Number = TypeVar("_Number", int, float)
 
 
 class ServerCounts(Document):
     """What one predictor process counted, by bucket of `serin.model.histograms`; `boot` names it, None while it has
-    never answered."""
+    never answered. `events` are the declared metrics' by name."""
 
     boot: str | None = ""
     latency: Mapping[int, int] = Field(default_factory=dict)
     score: Mapping[int, int] = Field(default_factory=dict)
+    events: Mapping[str, float] = Field(default_factory=dict)
 
 
 class Counters(Document):
@@ -29,6 +32,8 @@ class Counters(Document):
     processes and answered by another. `unanswered` are requests that the gateway took back from the model server, by
     `CUT_OFF` (all of them) and `TIMED_OUT` (those that it answered with 504 itself). `servers` are the processes' own
     counts. `active` requests are at the gateway; of them, `old` may have been split by an earlier percent.
+    `reports` are the declared metrics whose events every process told; `ahead` are events of requests that the
+    gateway had not yet counted: model servers count while they answer, the gateway afterwards.
     """
 
     codes: Mapping[int, int] = Field(default_factory=dict)
@@ -37,6 +42,8 @@ class Counters(Document):
     active: int = 0
     old: int = 0
     servers: Mapping[int, ServerCounts] = Field(default_factory=dict)
+    reports: tuple[str, ...] = ()
+    ahead: Mapping[str, float] = Field(default_factory=dict)
 
 
 class Reading(Document):
@@ -56,7 +63,8 @@ def following(before: Reading | None, now: Reading) -> Reading:
     """`now` in the light of the reading before it.
 
     A predictor that gave no answer is taken to have counted nothing since: its next answer makes up for it. Requests
-    in flight when a split was first seen in force are `old`, until as many have been answered.
+    in flight when a split was first seen in force are `old`, until as many have been answered. Events that are
+    `ahead` of their requests belong to the split they were seen under.
     """
     if before is None:
         arms = {"stable": _all_old(now.stable), "candidate": _all_old(now.candidate)}
@@ -80,7 +88,15 @@ def _arm_following(before: Counters, now: Counters, *, same_split: bool) -> Coun
     if not same_split:
         return _all_old(now)
     answered = sum(_difference(before.codes, now.codes).values()) + _abandoned(before, now)
-    return now.model_copy(update={"old": max(0, min(before.old - answered, now.active))})
+    old = max(0, min(before.old - answered, now.active))
+    return now.model_copy(update={"old": old, "ahead": ahead(before, now)})
+
+
+def ahead(before: Counters, after: Counters) -> dict[str, float]:
+    """Events of requests that are counted later than at the reading `after`."""
+    answered = sum(_difference(before.codes, after.codes).values()) + _abandoned(before, after)
+    events = _declared(before, after)
+    return {name: count - answered for name, count in events.items() if count > answered}
 
 
 def window_between(before: Reading, after: Reading) -> Window:
@@ -110,6 +126,7 @@ def _arm(before: Counters, after: Counters, *, same_gateway: bool) -> ArmCounts:
         before = before.model_copy(update={"codes": {}, "retried": 0, "unanswered": {}})
     codes, abandoned = _difference(before.codes, after.codes), _abandoned(before, after)
     answered = sum(codes.values())
+    requests = answered + abandoned
     failed = sum(count for code, count in codes.items() if code >= 500)
     retried = after.retried - (before.retried if before.retried <= after.retried else 0)
     latency, score = Counter[int](), Counter[int]()
@@ -118,15 +135,30 @@ def _arm(before: Counters, after: Counters, *, same_gateway: bool) -> ArmCounts:
         latency.update(_difference(base.latency, server.latency))
         score.update(_difference(base.score, server.score))
     return ArmCounts(
-        requests=answered + abandoned,
+        requests=requests,
         events={
             "errors": min(failed + retried, answered) + abandoned,
             "rejected": sum(count for code, count in codes.items() if 400 <= code < 500),
             **({ABANDONED: abandoned} if abandoned else {}),
+            **{name: min(count, requests) for name, count in _declared(before, after).items()},
         },
         latency=dict(latency),
         score=dict(score),
     )
+
+
+def _declared(before: Counters, after: Counters) -> dict[str, float]:
+    """Events of the declared metrics since `before`, and those that were ahead then.
+
+    Only of metrics that every process told at both ends: events that come later than the other revision's would be
+    judged against its requests alone. So those of a time of silence are lost, and that time is not judged.
+    """
+    events = {name: before.ahead.get(name, 0.0) for name in after.reports if name in before.reports}
+    for number, server in after.servers.items():
+        base = _base(before.servers.get(number), server)
+        grown = _difference(base.events, server.events)
+        events = {name: count + grown.get(name, 0.0) for name, count in events.items()}
+    return events
 
 
 def _base(before: ServerCounts | None, after: ServerCounts) -> ServerCounts:
@@ -142,7 +174,7 @@ def _abandoned(before: Counters, after: Counters) -> int:
     return max(0, grown.get(CUT_OFF, 0) - grown.get(TIMED_OUT, 0))
 
 
-def _difference(before: Mapping[int, int], after: Mapping[int, int]) -> dict[int, int]:
+def _difference(before: Mapping[_Key, _Number], after: Mapping[_Key, _Number]) -> dict[_Key, _Number]:
     """Growth per key, keys without growth left out; a counter that went down was reset and counts from zero."""
     if any(after.get(key, 0) < count for key, count in before.items()):
         before = {}

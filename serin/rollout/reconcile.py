@@ -301,6 +301,10 @@ def _total_age_s(status: Status, now: datetime) -> float:
 def _pending(spec: Spec, status: Status, seen: Observation, now: datetime, _: Decision | None) -> Step:
     if seen.refusal is not None:
         return _move(status, Phase.FAILED, now, seen.refusal), ()
+    if spec.judge.without_source:
+        name = spec.judge.without_source[0]
+        reason = f"judge.metrics: nothing counts {name}; give it a source, such as {{counter: {name}_total}}"
+        return _move(status, Phase.FAILED, now, reason), ()
     if seen.waits_for is not None:
         return _stay(status, f"waiting for rollout {seen.waits_for} of the same service")
     if spec.paused:

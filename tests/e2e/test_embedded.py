@@ -18,6 +18,7 @@ import psutil
 import pytest
 from embedded import (
     CHANGES,
+    LENIENT,
     QUICK,
     SERVICE,
     Home,
@@ -34,7 +35,7 @@ from benchmarks.sockets import OnSocket, ask
 from serin import model
 from serin.cli import main as cli
 from serin.errors import UserError
-from serin.judge import JudgeSpec, timeline
+from serin.judge import JudgeSpec, policy, timeline
 from serin.plan import Checks, OnInconclusive, Plan, Stage
 from serin.platforms.embedded import client, gateway, processes
 from serin.platforms.embedded.servers import REPLICAS
@@ -304,6 +305,42 @@ def test_clients_that_gave_up_count_against_the_candidate(here, models):
     assert 0 < status.errors.candidate <= status.requests.candidate <= tally.answers["", 0]
     windows = [timeline.from_document(each) for each in here.platform.store.windows(ended.metadata.name, "default")]
     assert timeline.total(windows, timeline.Arm.CANDIDATE).events["abandoned"] > 0
+
+
+CALLS = policy.EventMetric(name="calls", weight=0.3, source=policy.Source(counter="serin_score_sum"))
+"""Each customer is called with the probability that the model gives."""
+CALLING = LENIENT.model_copy(
+    update={
+        "metrics": (CALLS,),
+        "require": ("calls",),
+        "scores": policy.ScoreMetric(expected=policy.Scores.DIFFERENT),
+    }
+)
+
+
+def test_a_declared_metric_that_rises_sends_the_candidate_back(here, models, tmp_path):
+    write_model(tmp_path, intercept=5)
+    with traffic(here, models / "1"):
+        ended = here.ended(here.request(tmp_path, judge=CALLING))
+    assert ended.status.phase is Phase.ROLLED_BACK, here.story()
+    assert ended.status.reason.startswith("The candidate is harmful: calls in "), ended.status.reason
+
+
+def test_a_declared_metric_that_does_not_rise_is_judged_and_passes(here, models):
+    with traffic(here, models / "1"):
+        ended = here.ended(here.request(models / "4", judge=CALLING))
+    assert ended.status.phase is Phase.PROMOTED, here.story()
+    [calls] = [each for each in ended.status.evidence if each.metric == "calls"]
+    assert calls.judged and calls.ratio.low < 1 < calls.ratio.high
+
+
+def test_a_declared_metric_that_nobody_counts_is_refused_at_the_start(here, models):
+    judge = JudgeSpec(metrics=(CALLS.model_copy(update={"source": None}),))
+    ended = here.ended(here.request(models / "3", judge=judge))
+    assert (ended.status.phase, ended.status.candidate_revision) == (Phase.FAILED, None)
+    assert ended.status.reason == (
+        "judge.metrics: nothing counts calls; give it a source, such as {counter: calls_total}"
+    )
 
 
 def test_retries_hide_a_candidate_that_crashes_from_users_not_from_the_judge(here, models):

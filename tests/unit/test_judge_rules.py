@@ -267,12 +267,26 @@ def test_a_users_own_event_is_judged_like_any_other() -> None:
     assert "refunds in 594 of 4,950 requests on the candidate" in decision.reason
 
 
+def test_what_one_revision_does_not_tell_of_an_event_is_evidence_of_nothing() -> None:
+    """Of the other's events alone it would be proof, for harm or for safety."""
+    policy = Policy(metrics=(EventMetric(name="refunds", weight=0.3, floor=0.005),))
+    quiet = {"refunds": 0}
+    for stable, candidate in (({}, {"refunds": 6}), ({"refunds": 200}, {})):
+        state = observe(taught(policy), window(1, arm(950, 5, **quiet), arm(50, 0, **quiet)))
+        for k in range(2, 100):
+            state = observe(state, window(k, arm(950, 5, **stable), arm(50, 0, **candidate)))
+        [found] = [each for each in said(state).evidence if each.metric == "refunds"]
+        assert found.log10_e < 0.01 and not found.safe
+
+
 @pytest.mark.parametrize(
     "bad",
     [
         {"metrics": [{"name": "latency", "weight": 1}]},
         {"metrics": [{"name": "refunds", "weight": 1}] * 2},
         {"require": ["refunds"]},
+        {"errors": {"name": "errors", "weight": 1, "source": {"counter": "failures_total"}}},
+        {"metrics": [{"name": "refunds", "weight": 1, "source": {"counter": "no counter"}}]},
         {"alpha": 0.7},
         {"nonsense": 1},
         {"latency": {"margin": 0.9}},

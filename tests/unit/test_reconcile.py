@@ -7,7 +7,7 @@ import pytest
 from fake_platform import CANDIDATE, FAILED, STABLE, World, arm, spec
 
 from serin import judge
-from serin.judge import Action, JudgeSpec
+from serin.judge import Action, EventMetric, JudgeSpec
 from serin.plan import Bake, Checks, OnInconclusive, Plan, Stage
 from serin.rollout.document import Approval, Phase
 from serin.rollout.reconcile import (
@@ -144,6 +144,15 @@ def test_a_refusal_ends_it_before_anything_was_done():
     status = here.tick()
     assert status.phase is Phase.FAILED and status.reason == here.refusal
     assert here.candidate is None
+
+
+def test_a_declared_metric_that_nobody_counts_is_refused_before_anything_is_done():
+    here = world(judge=JudgeSpec(metrics=(EventMetric(name="refunds", weight=1),)))
+    status = here.tick(1)
+    assert (status.phase, here.candidate) == (Phase.FAILED, None)
+    assert status.reason == (
+        "judge.metrics: nothing counts refunds; give it a source, such as {counter: refunds_total}"
+    )
 
 
 def test_it_waits_for_an_older_rollout_of_the_service():

@@ -124,6 +124,58 @@ def test_a_request_that_a_retry_saved_is_an_error_of_its_revision():
     assert late.candidate.events["errors"] == late.candidate.requests == 1, "never more errors than requests"
 
 
+def declared(requests: int, refunds: float | None, *, boot: str = "a") -> Counters:
+    events = {} if refunds is None else {"refunds": refunds}
+    server = ServerCounts(boot=boot, events=events)
+    return Counters(codes={200: requests}, servers={0: server}, reports=tuple(events))
+
+
+def refunds(*candidate: Counters) -> list[tuple[int, float | None]]:
+    """The candidate's requests and refunds, window by window."""
+    readings = followed(*(reading(at_s, Counters(), counted) for at_s, counted in enumerate(candidate, start=1)))
+    windows = [window_between(*pair).candidate for pair in pairwise(readings)]
+    return [(each.requests, each.events.get("refunds")) for each in windows]
+
+
+def test_events_of_a_declared_metric_are_counted_per_window():
+    assert refunds(declared(10, 3), declared(20, 5.5), declared(25, 5.5)) == [(10, 2.5), (5, 0)]
+
+
+def test_events_of_a_process_that_was_started_again_count_from_zero():
+    assert refunds(declared(10, 30), declared(20, 32), declared(30, 4, boot="b")) == [(10, 2), (10, 4)]
+
+
+def test_events_seen_before_their_requests_wait_for_them():
+    """The model server counts while it answers, the gateway when it has the answer."""
+    assert refunds(declared(10, 0), declared(10, 2), declared(11, 2), declared(20, 3)) == [(0, 0), (1, 1), (9, 2)]
+
+
+def test_events_of_requests_split_otherwise_are_not_carried_over():
+    first, second, third = declared(10, 0), declared(10, 2), declared(20, 2)
+    readings = followed(
+        reading(1, Counters(), first), reading(2, Counters(), second), reading(3, Counters(), third, percent=50)
+    )
+    assert following(readings[1], readings[2]).candidate.ahead == {}
+
+
+def test_a_time_in_which_a_metric_was_not_told_is_not_judged_by_it():
+    """Neither during the silence, nor all at once after it."""
+    told = refunds(declared(10, 0), declared(20, None), declared(30, 9), declared(40, 10))
+    assert told == [(10, None), (10, None), (10, 1)]
+
+
+@given(st.lists(st.tuples(st.integers(0, 5), st.integers(0, 5)), min_size=1))
+def test_never_more_events_than_requests_and_none_lost_while_there_are_requests(steps: list[tuple[int, int]]):
+    requests, events, told = 0, 0, [declared(0, 0)]
+    for more, bad in steps:
+        requests, events = requests + more, events + bad
+        told.append(declared(requests, events))
+    windows = refunds(*told)
+    assert all(count is not None and count <= answered for answered, count in windows)
+    waiting = followed(*(reading(at_s, Counters(), each) for at_s, each in enumerate(told)))[-1].candidate.ahead
+    assert sum(count or 0 for _, count in windows) + waiting.get("refunds", 0) == events
+
+
 def followed(*readings: Reading) -> list[Reading]:
     found: list[Reading] = []
     for each in readings:

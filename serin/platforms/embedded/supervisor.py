@@ -12,7 +12,7 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import IO, Any, Final
 
@@ -20,8 +20,9 @@ import aiohttp
 
 from serin import address, checks, model
 from serin.errors import TryAgain, UserError
+from serin.judge.policy import Source
 from serin.judge.window import Window
-from serin.measure import envoy
+from serin.measure import envoy, events
 from serin.measure.windows import (
     CUT_OFF,
     TIMED_OUT,
@@ -217,7 +218,10 @@ class Supervisor:
         stable, candidate = rollout.status.stable_revision, rollout.status.candidate_revision
         if stable is None or candidate is None:
             return None, None
-        arms = await asyncio.gather(*(self._counters(namespace, name, stats) for name in (stable, candidate)))
+        sources = rollout.spec.judge.sources
+        arms = await asyncio.gather(
+            *(self._counters(namespace, name, stats, sources) for name in (stable, candidate))
+        )
         if arms[0] is None or arms[1] is None:
             return None, None
         document = self._store.counters(rollout)
@@ -236,18 +240,22 @@ class Supervisor:
             return reading, None
         return reading, window_between(before, reading)
 
-    async def _counters(self, namespace: str, name: str, stats: envoy.GatewayStats) -> Counters | None:
+    async def _counters(
+        self, namespace: str, name: str, stats: envoy.GatewayStats, sources: Mapping[str, Source]
+    ) -> Counters | None:
         record = self._store.revision(name, namespace)
         if record is None:
             return None
         cluster = stats.clusters.get(record.cluster, envoy.ClusterStats())
-        counted = await asyncio.gather(*(_server_counts(record, number) for number in range(len(record.servers))))
+        numbers = range(len(record.servers))
+        counted = await asyncio.gather(*(_server_counts(record, number, sources) for number in numbers))
         return Counters(
             codes=cluster.codes,
             retried=cluster.retried,
             unanswered={CUT_OFF: cluster.cut_off, TIMED_OUT: cluster.timed_out},
             active=cluster.active,
             servers=dict(enumerate(counted)),
+            reports=tuple(name for name in sources if counted and all(name in each.events for each in counted)),
         )
 
     def _run_checks(self, rollout: ModelRollout, action: RunChecks) -> None:
@@ -375,8 +383,9 @@ async def _accepted(candidate: RevisionRecord, stable: RevisionRecord) -> Check:
     return checks.accepted(ours, theirs or [])
 
 
-async def _server_counts(record: RevisionRecord, number: int) -> ServerCounts:
+async def _server_counts(record: RevisionRecord, number: int, sources: Mapping[str, Source]) -> ServerCounts:
     counted: dict[str, Any] = {}
+    declared: dict[str, float] = {}
     with contextlib.suppress(aiohttp.ClientError, TimeoutError, ValueError):  # its absence is no evidence
         async with (
             address.session(
@@ -387,7 +396,16 @@ async def _server_counts(record: RevisionRecord, number: int) -> ServerCounts:
             if response.status == 200:
                 told = await address.read_json(response, MAX_COUNTERS_BYTES)
                 counted = told if isinstance(told, dict) else {}
-    return ServerCounts(boot=counted.get("boot"), latency=counted.get("latency", {}), score=counted.get("score", {}))
+            if sources:
+                async with server.get("/metrics") as response:
+                    text = (await address.read(response, MAX_COUNTERS_BYTES)).decode()
+                    declared = events.parse(text, sources) if response.status == 200 else {}
+    return ServerCounts(
+        boot=counted.get("boot"),
+        latency=counted.get("latency", {}),
+        score=counted.get("score", {}),
+        events=declared,
+    )
 
 
 async def _main(home: Path, wall: Callable[[], float]) -> None:

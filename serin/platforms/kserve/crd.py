@@ -115,6 +115,8 @@ def definition() -> dict[str, Any]:
     spec["properties"]["plan"]["x-kubernetes-validations"] = PLAN_RULES
     spec["properties"]["candidate"]["x-kubernetes-validations"] = CANDIDATE_RULES
     del spec["properties"]["candidate"]["properties"]["runtime"]["default"]  # absent means: the service's own
+    for metric in ("errors", "rejected"):  # the gateway counts them
+        del spec["properties"]["judge"]["properties"][metric]["properties"]["source"]
     status["properties"]["conditions"] = CONDITIONS
     status["properties"]["observedGeneration"] = {"type": "integer"}
     return {
