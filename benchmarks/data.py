@@ -84,7 +84,7 @@ def measured(script: str, *arguments: Path) -> dict[str, float]:
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     command = [sys.executable, "-c", script, *map(str, arguments)]
     done = subprocess.run(command, env=environment, stdout=subprocess.PIPE, encoding="utf-8", check=True)
-    return dict(json.loads(done.stdout.splitlines()[-1]))
+    return dict(json.loads(done.stdout[done.stdout.rindex("{") :]))  # behind DuckDB's progress bar
 
 
 def rows_of(folder: Path, name: str, make: Callable[[Path], None]) -> tuple[list[Row], dict[str, float]]:
