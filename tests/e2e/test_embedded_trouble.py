@@ -16,6 +16,7 @@ from serin import load
 from serin.errors import UserError
 from serin.plan import Plan, Stage
 from serin.platforms.embedded import client
+from serin.platforms.embedded.routes import FOLDER, WAY_BACK
 from serin.rollout.document import ModelRollout, Phase
 
 pytestmark = pytest.mark.xdist_group("embedded")
@@ -73,6 +74,19 @@ def full_disk(here: Home) -> Iterator[None]:
 
 
 @contextmanager
+def read_only(here: Home) -> Iterator[None]:
+    """Not even a rename is possible: the way back is no file that could be put in the routes' place."""
+    way_back = here.path / FOLDER / WAY_BACK
+    with full_disk(here):
+        way_back.unlink()
+        way_back.mkdir()
+        try:
+            yield
+        finally:
+            way_back.rmdir()
+
+
+@contextmanager
 def locked(here: Home) -> Iterator[None]:
     other = sqlite3.connect(here.path / "serin.db", isolation_level=None)
     other.execute("BEGIN IMMEDIATE")
@@ -82,7 +96,7 @@ def locked(here: Home) -> Iterator[None]:
         other.close()
 
 
-@pytest.mark.parametrize("trouble", [full_disk, locked])
+@pytest.mark.parametrize("trouble", [full_disk, locked, read_only])
 def test_a_candidate_has_no_traffic_while_nothing_can_be_written_down(here, models, trouble):
     with traffic(here, models / "1", rate=100) as tally:
         rollout = half_way(here, models / "2")

@@ -9,7 +9,7 @@ import hashlib
 import json
 import os
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -18,6 +18,7 @@ LOCAL: Final = "127.0.0.1"
 SOCKETS: Final = "sockets"
 """The folder of a platform, open to its user alone, with the sockets by which its processes speak to each other. They
 are named from the platform's folder, where the processes work: a socket's whole path may have 107 bytes only."""
+_PINNED: Final = "pinned"
 ADMIN: Final = f"{SOCKETS}/gateway"
 _TYPE: Final = "type.googleapis.com/envoy."
 _MANAGER: Final = f"{_TYPE}extensions.filters.network.http_connection_manager.v3.HttpConnectionManager"
@@ -82,6 +83,7 @@ def bootstrap(folder: Path, port: int) -> dict[str, Any]:
         "node": {"id": "serin", "cluster": "serin"},
         "admin": {"address": {"pipe": {"path": ADMIN, "mode": 0o600}}},
         "stats_flush_interval": "1s",
+        "layered_runtime": {"layers": [{"name": "admin", "admin_layer": {}}]},  # for `pins`
         "dynamic_resources": {"cds_config": _file_source(folder, "clusters.json")},
         "static_resources": {
             "listeners": [
@@ -221,8 +223,23 @@ def _prediction_route(service: ServiceRoute) -> dict[str, Any]:
             "safe_regex": {"regex": f"/v1/{model}:(predict|explain)|/v2/{model}(/versions/[^/]+)?/infer"},
             "headers": [{"name": ":method", "string_match": {"exact": "POST"}}],
         },
-        "route": _routed({"weighted_clusters": {"clusters": weights}}),
+        "route": _routed({"weighted_clusters": {"clusters": weights, "runtime_key_prefix": _PINNED}}),
     }
+
+
+def pins(services: Sequence[ServiceRoute]) -> dict[str, int]:
+    """Runtime values of Envoy that give all traffic to the stable revisions, whatever weights the routes name."""
+    return {
+        f"{_PINNED}.{name}": 100 if name == service.stable else 0
+        for service in services
+        for name, weight in service.weights.items()
+        if weight > 0
+    }
+
+
+def pinned(clusters: Iterable[str]) -> list[str]:
+    """The names of such values."""
+    return [f"{_PINNED}.{cluster}" for cluster in clusters]
 
 
 def _other_route(service: ServiceRoute) -> dict[str, Any]:

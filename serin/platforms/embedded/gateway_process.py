@@ -8,7 +8,7 @@ import os
 import signal
 import subprocess
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Final
@@ -134,6 +134,21 @@ class GatewayProcess:
             return None
         self._came_up = self._told = True
         return found
+
+    async def pin(self, values: Mapping[str, int]) -> None:
+        """Set values of Envoy's runtime, which needs no file; they are gone with the process."""
+        await self._modify({key: str(value) for key, value in values.items()})
+
+    async def unpin(self, keys: Iterable[str]) -> None:
+        await self._modify(dict.fromkeys(keys, ""))
+
+    async def _modify(self, values: Mapping[str, str]) -> None:
+        if not values:
+            return  # Envoy takes that for a mistake
+        if self._admin is None:
+            self._admin = address.session(address.UNIX + gateway.ADMIN, timeout_s=ANSWER_TIMEOUT_S)
+        async with self._admin.post("/runtime_modify", params=values) as response:
+            response.raise_for_status()
 
     async def close(self) -> None:
         """Of what it was asked with; the process itself goes on."""

@@ -44,6 +44,12 @@ class Routes:
         self._routes: list[dict[str, Any]] | None = None
         self._version = ""
         self._splits: dict[str, Splits] = {}
+        self._services: list[ServiceRoute] = []
+
+    @property
+    def pins(self) -> dict[str, int]:
+        """What gives all traffic to the stable revisions where no file can be replaced (`gateway.pins`)."""
+        return gateway.pins(self._services)
 
     def recall(self) -> None:
         """What the routes in force mean, as the supervisor before us wrote it down."""
@@ -77,7 +83,8 @@ class Routes:
             for each in services
             if each.stable is not None
         }
-        resources = _resources(services, splits)
+        self._services = _service_routes(services, splits)
+        resources = gateway.routes(self._services)
         if resources == self._routes:
             return
         version, none = _new_version(), dict.fromkeys(splits, 0)
@@ -87,7 +94,7 @@ class Routes:
         self._store.save_setting("routes", known)
         way_back = self._folder / WAY_BACK
         if any(splits.values()):
-            gateway.write(way_back, version + _STABLE, _resources(services, none))
+            gateway.write(way_back, version + _STABLE, gateway.routes(_service_routes(services, none)))
         gateway.write(self._folder / ROUTES, version, resources)
         self._routes, self._version = resources, version
         if not any(splits.values()):
@@ -102,21 +109,19 @@ class Routes:
         return True
 
 
-def _resources(services: Sequence[Service], splits: Splits) -> list[dict[str, Any]]:
-    return gateway.routes(
-        [
-            ServiceRoute(
-                each.name,
-                {
-                    f"{each.namespace}/{each.stable}": 100 - splits[each.namespace, each.name],
-                    f"{each.namespace}/{each.candidate}": splits[each.namespace, each.name],
-                },
-                f"{each.namespace}/{each.stable}",
-            )
-            for each in services
-            if each.stable is not None
-        ]
-    )
+def _service_routes(services: Sequence[Service], splits: Splits) -> list[ServiceRoute]:
+    return [
+        ServiceRoute(
+            each.name,
+            {
+                f"{each.namespace}/{each.stable}": 100 - splits[each.namespace, each.name],
+                f"{each.namespace}/{each.candidate}": splits[each.namespace, each.name],
+            },
+            f"{each.namespace}/{each.stable}",
+        )
+        for each in services
+        if each.stable is not None
+    ]
 
 
 def _new_version() -> str:

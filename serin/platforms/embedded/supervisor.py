@@ -79,6 +79,8 @@ class Supervisor:
         self._checks: dict[str, asyncio.Task[None]] = {}
         self._healthy: dict[str, int] = {}
         self._complaints: dict[str, str] = {}
+        self._pinned: dict[str, int] | None = None
+        """Values of the gateway's runtime that were set; None while an earlier supervisor may have set some."""
 
     async def run(self, stop: asyncio.Event) -> None:
         (self._home / FOLDER).mkdir(parents=True, exist_ok=True)
@@ -93,7 +95,7 @@ class Supervisor:
             try:
                 await self._tick()
             except Exception as error:  # a full disk, say: whoever ends now leaves a candidate nobody watches
-                self._fall_back()
+                await self._fall_back()
                 self._complain(error)
             rest = TICK_S - (time.monotonic() - start)
             with contextlib.suppress(TimeoutError):
@@ -117,13 +119,26 @@ class Supervisor:
             except Exception as error:
                 self._complain(error, "what to prune")
 
-    def _fall_back(self) -> None:
+    async def _fall_back(self) -> None:
         """No candidate has traffic while nobody watches it."""
         try:
             if self._routes.fall_back():
                 _log.error("all traffic goes to the stable revisions")
-        except OSError as error:
-            self._complain(error)
+        except OSError as error:  # a read-only file system: not even a rename is possible
+            self._complain(error, "the routes")
+            pins = self._routes.pins
+            if self._pinned != pins:
+                with contextlib.suppress(aiohttp.ClientError, TimeoutError):  # tried again with the next look
+                    await self._gateway.pin(pins)
+                    self._pinned = pins
+
+    async def _unpin(self) -> None:
+        """Files decide again; at first the one that gives a candidate nothing, if it was us who pinned."""
+        if self._pinned:
+            self._routes.fall_back()
+        if self._pinned != {}:
+            await self._gateway.unpin(gateway.pinned(each.cluster for each in self._store.revisions()))
+            self._pinned = {}
 
     def _complain(self, error: Exception, about: str = "the platform") -> None:
         """Once, until it is another error or a look succeeds: a full disk must not be filled with complaints."""
@@ -139,6 +154,7 @@ class Supervisor:
         self._save_state(stats)
         if stats is None:
             return
+        await self._unpin()
         self._healthy = {name: cluster.healthy for name, cluster in stats.clusters.items()}
         seen = self._confirmed(stats)
         await self._steps(stats, seen)
