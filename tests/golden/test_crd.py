@@ -1,6 +1,8 @@
 """The CRD says what the document's model says."""
 
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import yaml
 
@@ -13,3 +15,17 @@ def test_the_crd_is_made_from_the_model() -> None:
     assert yaml.safe_load(CRD.read_text(encoding="utf-8")) == definition(), (
         "run `python -m serin.platforms.kserve.crd > manifests/crd/modelrollouts.yaml`"
     )
+
+
+def nodes(node: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    yield node
+    for inner in (*node.get("properties", {}).values(), *([node["items"]] if "items" in node else [])):
+        yield from nodes(inner)
+
+
+def test_what_may_be_null_may_be_so_beside_its_enum() -> None:
+    """The API server takes null for a nullable enum only if the enum has it, too. Every status was refused."""
+    (version,) = definition()["spec"]["versions"]
+    enums = [node for node in nodes(version["schema"]["openAPIV3Schema"]) if "enum" in node]
+    assert [node for node in enums if node.get("nullable", False)]
+    assert [node for node in enums if node.get("nullable", False) != (None in node["enum"])] == []

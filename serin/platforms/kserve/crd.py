@@ -174,7 +174,8 @@ def _schema(model: type[BaseModel]) -> dict[str, Any]:
 def _bounded(node: dict[str, Any]) -> None:
     """In a spec, what is not given is left out, not null; and everything has an upper size, without which the API
     server does not accept rules that compare it."""
-    node.pop("nullable", None)
+    if node.pop("nullable", False) and "enum" in node:
+        node["enum"].remove(None)
     if node["type"] == "string":
         node.setdefault("maxLength", MAX_ENUM if "enum" in node else MAX_STRING)
     if node["type"] == "array":
@@ -192,7 +193,10 @@ def _structural(node: dict[str, Any], definitions: dict[str, Any]) -> dict[str, 
     if options:
         nullable = len(options) < len(node["anyOf"])
         rest = {key: value for key, value in node.items() if key != "anyOf"}
-        return _structural({**options[0], **rest}, definitions) | ({"nullable": True} if nullable else {})
+        only = _structural({**options[0], **rest}, definitions)
+        if nullable and "enum" in only:
+            only["enum"] = [*only["enum"], None]  # else the API server refuses null
+        return only | ({"nullable": True} if nullable else {})
     result: dict[str, Any] = {"type": node.get("type", "string")}
     if "description" in node:
         result["description"] = " ".join(node["description"].split())
