@@ -15,7 +15,7 @@ import sys
 import threading
 import time
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
@@ -30,6 +30,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from benchmarks.common import Row, report
 from serin.controller.controller import Controller, Metrics, generation_changed, service_of
 from serin.errors import TryAgain, UserError
+from serin.judge.policy import Source
 from serin.kube import leader
 from serin.kube.api import Api, Conflict, Json
 from serin.kube.informer import Cache, Key
@@ -118,6 +119,8 @@ class Service:
 class Platform:
     """KServe and its gateway in memory: a cache of services, telemetry and gateway at once."""
 
+    events = True
+
     def __init__(self) -> None:
         self._services: dict[Key, Service] = {}
         latencies = random.Random(1)
@@ -133,7 +136,7 @@ class Platform:
     def put(self, document: Json) -> None:
         """The answer to a patch: it is known already."""
 
-    def counts(self, namespace: str, stable: str, candidate: str) -> Counts:
+    def counts(self, namespace: str, stable: str, candidate: str, sources: Mapping[str, Source]) -> Counts:
         service = self.service(namespace, stable.removesuffix("-r1"))
         service.count()
         read: dict[str, dict[str, dict[int, int]]] = {"gateway": {}}

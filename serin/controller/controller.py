@@ -389,12 +389,14 @@ class Controller:
         stable, candidate = rollout.status.stable_revision, rollout.status.candidate_revision
         if rollout.status.stage is None or stable is None or candidate is None:
             return None
-        return self._telemetry.counts(rollout.metadata.namespace, stable, candidate)
+        return self._telemetry.counts(rollout.metadata.namespace, stable, candidate, rollout.spec.judge.sources)
 
     def _blind(self, rollout: ModelRollout, service: kserve.Service | None) -> str | None:
         """Why a rollout that would begin now could not be watched."""
         if rollout.status.phase is not Phase.PENDING or service is None or not service.rolled_out:
             return None
+        if rollout.spec.judge.sources and not self._telemetry.events:
+            return "a controller with --prometheus reads no counters of model servers, which judge.metrics needs"
         return self._telemetry.problem(rollout.metadata.namespace, service.rolled_out)
 
     def _start_checks(

@@ -20,6 +20,7 @@ from urllib.parse import urlencode
 
 import urllib3
 
+from serin.judge.policy import Source
 from serin.measure.tally import Counts
 from serin.model.histograms import LATENCY_EDGES_S, bucket
 from serin.text import duration
@@ -271,6 +272,8 @@ def diagnose(found: Sequence[Answers], now_s: float) -> Names | str:
 class PrometheusTelemetry:
     """Counts from a Prometheus server."""
 
+    events = False
+
     def __init__(self, url: str, timeout_s: float = 5.0) -> None:
         self._url = url.rstrip("/")
         self._http = urllib3.PoolManager(timeout=timeout_s, retries=False, maxsize=16)
@@ -279,7 +282,7 @@ class PrometheusTelemetry:
         self._problems: dict[tuple[str, str], tuple[float, str]] = {}
         self._last: dict[tuple[str, str, str], tuple[float, Counts | None]] = {}
 
-    def counts(self, namespace: str, stable: str, candidate: str) -> Counts | None:
+    def counts(self, namespace: str, stable: str, candidate: str, _: Mapping[str, Source], /) -> Counts | None:
         """None while there are none."""
         rollout = (namespace, stable, candidate)
         now_s = time.monotonic()

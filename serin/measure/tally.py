@@ -1,7 +1,7 @@
 """Sums of counters over processes that come and go: pure functions."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Final
 
 from pydantic import Field
@@ -12,13 +12,17 @@ from serin.plan import Stored
 CODES: Final = " codes"
 PREDICTIONS: Final = " predictions"
 OTHER: Final = " other"
+EVENT: Final = " event "
+PARTS: Final = 1000
+"""Events of declared metrics may be parts of one, and are summed in thousandths."""
 REFUSED: Final = 400
 FAILED: Final = 500
 
 Series = Mapping[str, Mapping[int, int]]
 """Cumulative counts by name of what is counted, "<revision> codes", "<revision> unanswered", "<revision> latency" or
 "<revision> score", then by the keys that they have in `Counters`; and "<revision> predictions", the model servers'
-own answers to inference requests, by HTTP status."""
+own answers to inference requests, by HTTP status; and "<revision> event <metric>", a declared metric's events in
+thousandths, by 0."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,6 +33,7 @@ class Counts:
     counts latencies, how much later than answers it may show them; Knative's probes are among them. None where those
     count them who give the answers. `apart`: whether the revisions were counted at different moments, as is where
     each of their pods counts for itself. `incomplete`: some model server that counts predictions did not tell.
+    `reports`: by revision, the declared metrics that every one of its processes told.
     """
 
     at_s: float
@@ -37,6 +42,7 @@ class Counts:
     latency_lag_s: float | None = None
     apart: bool = False
     incomplete: bool = False
+    reports: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
 
 
 class Tally(Stored):
@@ -113,7 +119,13 @@ def counters(tally: Tally, revision: str, *, predictions_alone: bool = False) ->
         unanswered=tally.total.get(f"{revision} unanswered", {}),
         servers={
             0: ServerCounts(
-                latency=tally.total.get(f"{revision} latency", {}), score=tally.total.get(f"{revision} score", {})
+                latency=tally.total.get(f"{revision} latency", {}),
+                score=tally.total.get(f"{revision} score", {}),
+                events={
+                    name.removeprefix(f"{revision}{EVENT}"): sum(counts.values()) / PARTS
+                    for name, counts in tally.total.items()
+                    if name.startswith(f"{revision}{EVENT}")
+                },
             )
         },
     )

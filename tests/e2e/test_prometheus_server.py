@@ -136,7 +136,7 @@ def after(telemetry: PrometheusTelemetry, namespace: str, at_s: float) -> Counts
     """Counts that were scraped later than that."""
     limit_s = time.monotonic() + LIMIT_S
     while True:
-        found = telemetry.counts(namespace, "churn-1", "churn-2")
+        found = telemetry.counts(namespace, "churn-1", "churn-2", {})
         if found is not None and found.at_s > at_s:
             return found
         assert time.monotonic() < limit_s, found

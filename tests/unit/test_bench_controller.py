@@ -29,7 +29,7 @@ def test_counts_grow_by_the_split_in_force(monkeypatch: pytest.MonkeyPatch) -> N
     service = platform.service("serving", "churn")
     service.model, service.percent, service.counted_s = "s3://bench/candidate", 20, 0.0
     now[0] = 100.0
-    found = platform.counts("serving", "churn-r1", "churn-r2")
+    found = platform.counts("serving", "churn-r1", "churn-r2", {})
     answered = 100 * bench.RATE
     assert sum(found.read["gateway"]["churn-r1 codes"].values()) == 0.8 * answered
     assert sum(found.read["gateway"]["churn-r2 codes"].values()) == 0.2 * answered

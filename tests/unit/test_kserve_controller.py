@@ -5,6 +5,7 @@ import itertools
 import threading
 import time
 from collections import Counter
+from collections.abc import Mapping
 from typing import Any
 
 import pytest
@@ -19,9 +20,10 @@ from serin.controller.controller import (
     service_of,
 )
 from serin.errors import UserError
+from serin.judge.policy import Source
 from serin.kube.api import Conflict, Unavailable
 from serin.kube.informer import Cache
-from serin.measure.tally import Counts
+from serin.measure.tally import PARTS, Counts
 from serin.platforms.kserve import objects, service
 from serin.rollout.document import Check
 from tests.unit.kserve_fake import FakeKServe, merge, promoted
@@ -127,21 +129,28 @@ class FakeApi:
 
 
 class FakeGateway:
+    events = True
+
     def __init__(self, fake: FakeKServe) -> None:
         self._fake = fake
         self._codes: dict[str, int] = {}
         self.blind: str | None = None
+        self.refunds: dict[str, float] = {}
+        """Per request of a revision."""
 
     def serve(self) -> None:
         for name, percent in self._fake.traffic().items():
             self._codes[name] = self._codes.get(name, 0) + 10 * percent
 
-    def counts(self, namespace: str, stable: str, candidate: str) -> Counts:
+    def counts(self, namespace: str, stable: str, candidate: str, sources: Mapping[str, Source]) -> Counts:
         read = {
             process: {f"{name} {kind}": {200: self._codes.get(name, 0)} for name in (stable, candidate)}
             for process, kind in (("kourier", "codes"), ("servers", "predictions"))
         }
-        return Counts(time.time(), read, {})
+        for name, rate in self.refunds.items() if sources else ():
+            told = {f"{name} event {metric}": {0: int(PARTS * rate * self._codes.get(name, 0))} for metric in sources}
+            read[f"pod of {name}"] = told
+        return Counts(time.time(), read, {}, reports=dict.fromkeys(self.refunds, tuple(sources)))
 
     def problem(self, namespace: str, stable: str) -> str | None:
         return self.blind
@@ -188,6 +197,34 @@ class World:
 @pytest.fixture
 def world() -> World:
     return World()
+
+
+REFUNDS = {"metrics": [{"name": "refunds", "weight": 0.5, "source": {"counter": "refunds_total"}}]}
+
+
+def test_a_declared_metric_that_rises_sends_the_candidate_back(world: World) -> None:
+    world.gateway.refunds = {"r2": 0.02, "r3": 0.5}
+    world.api.add(SPEC | {"judge": REFUNDS | {"require": ["refunds"]}})
+    status = world.until("Promoted", "RolledBack")
+    assert status["phase"] == "RolledBack"
+    assert status["reason"].startswith("The candidate is harmful: refunds in "), status["reason"]
+
+
+def test_a_declared_metric_that_does_not_rise_is_judged_and_passes(world: World) -> None:
+    world.gateway.refunds = {"r2": 0.02, "r3": 0.02}
+    world.api.add(SPEC | {"judge": REFUNDS | {"require": ["refunds"]}})
+    status = world.until("Promoted", "RolledBack")
+    assert status["phase"] == "Promoted", status["reason"]
+    assert {each["metric"]: each["judged"] for each in status["evidence"]}["refunds"]
+
+
+def test_a_declared_metric_waits_for_a_controller_that_can_count_it(world: World) -> None:
+    world.gateway.events = False
+    world.api.add(SPEC | {"judge": REFUNDS})
+    for _ in range(5):
+        world.round()
+    assert world.status()["phase"] == "Pending"
+    assert "reads no counters of model servers" in world.status()["reason"]
 
 
 def test_a_rollout_is_promoted_with_events_and_conditions(world: World) -> None:

@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from serin.judge.policy import Source
 from serin.measure.tally import Tally, add, counters
 from serin.measure.windows import CUT_OFF, TIMED_OUT
 from serin.platforms.kserve import gateway as module
@@ -69,6 +70,8 @@ class World:
     def __init__(self) -> None:
         self.stats = line("churn-1", 90) + line("churn-2", 8) + line("churn-2", 2, code=500) + under_way("churn-1", 3)
         self.predictor: object = {"boot": "b-1", "latency": {"12": 40}, "score": {"3": 40}, "more": 1}
+        self.metrics = "null"
+        self.sources: dict[str, Source] = {}
         self.asked: list[str] = []
         self.gateways = [pod("kourier-1")]
         self.predictors: dict[str, list[dict[str, Any]]] = {}
@@ -78,7 +81,8 @@ class World:
             def do_GET(self) -> None:
                 path = self.path.split("?")[0]
                 world.asked.append(path)
-                text = world.stats if path == "/stats/prometheus" else json.dumps(world.predictor)
+                pages = {"/stats/prometheus": world.stats, "/metrics": world.metrics}
+                text = pages.get(path, json.dumps(world.predictor))
                 self.send_response(200 if text != "null" else 404)
                 self.end_headers()
                 self.wfile.write(text.encode())
@@ -91,7 +95,7 @@ class World:
         self.telemetry = EnvoyTelemetry(lambda: self.gateways, lambda key: self.predictors.get(key[1], []))
 
     def counts(self) -> Any:
-        return self.telemetry.counts("serving", "churn-1", "churn-2")
+        return self.telemetry.counts("serving", "churn-1", "churn-2", self.sources)
 
 
 @pytest.fixture
@@ -147,6 +151,34 @@ def test_predictors_are_found_by_the_label_of_their_revision(world: World) -> No
     world.predictors = {"churn-2": [pod("churn-2-x", "churn-2"), pod("churn-2-y", "churn-2", phase="Pending")]}
     assert world.counts().read["b-1"] == {"churn-2 latency": {12: 40}, "churn-2 score": {3: 40}}
     assert world.asked == ["/stats/prometheus", "/metrics/serin.json"]
+
+
+def test_events_of_declared_metrics_are_those_of_every_pod(world: World, clock: list[float]) -> None:
+    """Whether or not the model server is one of ours."""
+    world.predictor = None
+    world.sources = {"refunds": Source(counter="refunds_total", labels={"kind": "full"})}
+    world.predictors = {"churn-2": [pod("churn-2-x", "churn-2"), pod("churn-2-y", "churn-2")]}
+    tally, found = Tally(), []
+    for count, started in ((7, 1), (9.5, 1), (4, 2)):
+        world.metrics = f'refunds_total{{kind="full"}} {count}\nprocess_start_time_seconds {started}\n'
+        counts = world.counts()
+        assert counts.reports == {"churn-1": (), "churn-2": ("refunds",)}
+        tally = add(tally, counts.read)
+        found.append(counters(tally, "churn-2").servers[0].events.get("refunds", 0))
+    assert found == [0, 5, 5], "a process that is new has told nothing before its first look"
+    assert not any("churn-1 event" in name for name in tally.total)
+
+
+def test_events_that_one_pod_keeps_to_itself_are_not_reported_and_hold_nothing_else_up(world: World) -> None:
+    world.sources = {"refunds": Source(counter="refunds_total")}
+    world.metrics = "refunds_total 7\n"
+    world.predictors = {"churn-2": [pod("churn-2-x", "churn-2"), pod("churn-2-y", "churn-2", ip=NOWHERE)]}
+    counts = world.counts()
+    assert counts.reports == {"churn-1": (), "churn-2": ()}
+    assert counts.read["uid-churn-2-x "]["churn-2 event refunds"] == {0: 7000}
+    assert counts.read["uid-kourier-1"]["churn-2 codes"] == {200: 8, 500: 2} and "b-1" in counts.read
+    world.metrics = "refunds_total many\n"
+    assert world.counts().reports["churn-2"] == ()
 
 
 def test_rollouts_that_ask_at_the_same_time_share_one_reading(world: World, clock: list[float]) -> None:

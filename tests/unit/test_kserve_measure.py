@@ -375,3 +375,39 @@ def test_where_one_revision_does_not_count_predictions_both_are_judged_by_all_re
     )
     assert window is not None
     assert (window.stable.requests, window.candidate.requests) == (90, 30)
+
+
+def with_refunds(stable: int, candidate: int, refunds: int) -> dict[str, Any]:
+    told = {f"{name} event refunds": {0: 1000 * refunds} for name in ("r1", "r2")}
+    return codes(stable, candidate) | {"pod": told}
+
+
+def refunds_of(*steps: tuple[float, Service, dict[str, Any]], told: bool = True) -> list[tuple[int, float | None]]:
+    """The candidate's requests and refunds, window by window."""
+    before: Measured | None = None
+    found = []
+    for at_s, seen, read in steps:
+        reports = {name: ("refunds",) for name in ("r1", "r2") if told}
+        before, window = measure(before, seen, STATUS, Counts(at_s, read, {}, reports=reports), at_s)
+        before = Measured.model_validate_json(before.model_dump_json(by_alias=True))
+        found += [(window.candidate.requests, window.candidate.events.get("refunds"))] if window else []
+    return found
+
+
+def test_events_of_a_declared_metric_wait_for_their_requests() -> None:
+    steps = (
+        (0.0, service(20), with_refunds(0, 0, 0)),
+        (20.0, service(20), with_refunds(80, 20, 5)),
+        (40.0, service(20), with_refunds(80, 20, 8)),
+        (60.0, service(20), with_refunds(160, 22, 8)),
+        (80.0, service(20), with_refunds(240, 40, 9)),
+    )
+    assert refunds_of(*steps) == [(20, 5), (0, 0), (2, 2), (18, 2)]
+    assert refunds_of(*steps, told=False) == [(20, None), (0, None), (2, None), (18, None)]
+
+
+def test_probes_are_taken_out_of_a_window_whatever_is_declared() -> None:
+    """A customer's refund may well be one of the errors."""
+    arm = ArmCounts(requests=40, events={"errors": 4, "rejected": 2, "refunds": 6, "returns": 6})
+    window = Window(id=1, start_s=0, end_s=1, stage=0, share=0.5, stable=ArmCounts(requests=10), candidate=arm)
+    assert without_probes(window).candidate.requests == 10

@@ -290,12 +290,12 @@ def test_a_revision_is_watched_under_the_names_that_are_there(server: Prometheus
     server.hold(answers(OLD))
     assert telemetry.problem("serving", "churn-1") is None
     server.asked.clear()
-    found = telemetry.counts("serving", "churn-1", "churn-2")
+    found = telemetry.counts("serving", "churn-1", "churn-2", {})
     assert found is not None
     assert found.read["pods 10.0.0.1:9091"]["churn-1 codes"] == {200: 90, 500: 10}
     assert len(server.asked) == 3
     assert server.asked[0].startswith("timestamp(")
-    assert telemetry.counts("serving", "churn-1", "churn-2") == found, "nothing new is known so soon"
+    assert telemetry.counts("serving", "churn-1", "churn-2", {}) == found, "nothing new is known so soon"
     assert len(server.asked) == 3
 
 
@@ -308,15 +308,15 @@ def test_what_is_wrong_is_told_with_the_address(server: Prometheus) -> None:
 def test_nobody_there_is_told_and_is_no_count() -> None:
     telemetry = PrometheusTelemetry("http://127.0.0.1:9", timeout_s=1)
     assert "does not answer" in (telemetry.problem("serving", "churn-1") or "")
-    assert telemetry.counts("serving", "churn-1", "churn-2") is None
+    assert telemetry.counts("serving", "churn-1", "churn-2", {}) is None
 
 
 def test_a_clock_set_back_does_not_keep_old_counts(server: Prometheus, monkeypatch: pytest.MonkeyPatch) -> None:
     telemetry = PrometheusTelemetry(server.url)
     server.hold(answers(OLD))
-    telemetry.counts("serving", "churn-1", "churn-2")
+    telemetry.counts("serving", "churn-1", "churn-2", {})
     asked, later_s = len(server.asked), module.time.monotonic() + ASK_AGAIN_S + 1
     monkeypatch.setattr(module.time, "monotonic", lambda: later_s)
     monkeypatch.setattr(module.time, "time", lambda: NOW_S - 3600)
-    telemetry.counts("serving", "churn-1", "churn-2")
+    telemetry.counts("serving", "churn-1", "churn-2", {})
     assert len(server.asked) > asked

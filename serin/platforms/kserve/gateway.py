@@ -14,12 +14,14 @@ from urllib.parse import urlencode, urlparse
 import urllib3
 
 from serin.checks import latency
+from serin.judge.policy import Source
 from serin.kube.api import Api
 from serin.measure import envoy
 from serin.measure.tally import PREDICTIONS, Counts, Series
 from serin.measure.windows import CUT_OFF, TIMED_OUT
 from serin.model.histograms import LATENCY_EDGES_S, SCORE_EDGES
 from serin.platforms.kserve import bounded, objects
+from serin.platforms.kserve.declared import DeclaredEvents
 from serin.rollout.document import Check
 
 STATS_PORT: Final = 9000
@@ -71,8 +73,11 @@ class Where:
 class Telemetry(Protocol):
     """Where counts of a service's revisions come from."""
 
-    def counts(self, namespace: str, stable: str, candidate: str) -> Counts | None:
-        """None while they cannot be read."""
+    events: bool
+    """Whether it tells events of declared metrics."""
+
+    def counts(self, namespace: str, stable: str, candidate: str, sources: Mapping[str, Source], /) -> Counts | None:
+        """None while they cannot be read. `sources` are those of the declared metrics."""
 
     def problem(self, namespace: str, stable: str) -> str | None:
         """Why a rollout of the service could not be watched, and the fix; None when it could."""
@@ -87,6 +92,8 @@ class EnvoyTelemetry:
     `gateways` gives the gateway's pods, `predictors` those of a namespace and revision.
     """
 
+    events = True
+
     def __init__(self, gateways: Callable[[], Pods], predictors: Callable[[tuple[str, str]], Pods]) -> None:
         self._gateways, self._predictors = gateways, predictors
         self._http = bounded.Http(16)
@@ -95,8 +102,9 @@ class EnvoyTelemetry:
         self._read_s = 0.0
         self._asked_s = -math.inf
         self._told: dict[tuple[str, str], _Told] = {}
+        self._events = DeclaredEvents(self._http)
 
-    def counts(self, namespace: str, stable: str, candidate: str) -> Counts | None:
+    def counts(self, namespace: str, stable: str, candidate: str, sources: Mapping[str, Source]) -> Counts | None:
         at_s, gateways = self._scraped()
         if isinstance(gateways, str):
             return None
@@ -114,7 +122,16 @@ class EnvoyTelemetry:
         told = [self._predictor_counts(namespace, revision) for revision in active]
         for told_by_revision in told:
             read |= told_by_revision.by_process()
-        return Counts(at_s, read, active, incomplete=any(each.incomplete for each in told))
+        reports = {}
+        for revision in active if sources else ():
+            pods = {pod["metadata"]["uid"]: pod for pod in _running(self._predictors((namespace, revision)))}
+            addresses = {uid: f"http://{pod['status']['podIP']}:{PREDICTOR_PORT}" for uid, pod in pods.items()}
+            serving = [uid for uid, pod in pods.items() if _serves(pod)]
+            declared = self._events.read(namespace, revision, addresses, serving, sources)
+            read |= declared.read
+            reports[revision] = declared.reports
+        incomplete = any(each.incomplete for each in told)
+        return Counts(at_s, read, active, incomplete=incomplete, reports=reports)
 
     def problem(self, namespace: str, stable: str) -> str | None:
         gateways = self._scraped()[1]

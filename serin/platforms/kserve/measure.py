@@ -7,9 +7,10 @@ from typing import Final
 
 from pydantic import Field
 
+from serin.judge.policy import ERRORS, REJECTED
 from serin.judge.window import ABANDONED, ArmCounts, Window
 from serin.measure.tally import CODES, Counts, Tally, add, counters, others, tells_predictions
-from serin.measure.windows import Reading, window_between
+from serin.measure.windows import Reading, ahead, window_between
 from serin.plan import Stored
 from serin.platforms.kserve.service import Service
 from serin.rollout.document import Status
@@ -28,7 +29,8 @@ PROBES: Final = 20
 class Measured(Stored):
     """One look at the counts. `percent` is the candidate's in the traffic rows, `in_force_since_s` since when that is
     also what the service and the rollout ask for; None while a change is under way. `old`: as many answers of each
-    revision may still be to requests that were split by an earlier percent."""
+    revision may still be to requests that were split by an earlier percent. `reports`, `ahead`: by revision, as in
+    `Counters`."""
 
     at_s: float
     window_id: int = 0
@@ -36,6 +38,8 @@ class Measured(Stored):
     percent: int
     in_force_since_s: float | None
     old: Mapping[str, int] = Field(default_factory=dict)
+    reports: Mapping[str, tuple[str, ...]] = Field(default_factory=dict)
+    ahead: Mapping[str, Mapping[str, float]] = Field(default_factory=dict)
     tally: Tally
 
     @property
@@ -45,7 +49,13 @@ class Measured(Stored):
 
     def reading(self, stable: str, candidate: str, *, predictions_alone: bool) -> Reading:
         arms = {
-            revision: counters(self.tally, revision, predictions_alone=predictions_alone)
+            revision: counters(self.tally, revision, predictions_alone=predictions_alone).model_copy(
+                update={
+                    "old": self.old.get(revision, 0),
+                    "reports": self.reports.get(revision, ()),
+                    "ahead": self.ahead.get(revision, {}),
+                }
+            )
             for revision in (stable, candidate)
         }
         return Reading(
@@ -54,8 +64,8 @@ class Measured(Stored):
             stage=self.stage,
             percent=self.percent,
             gateway="",
-            stable=arms[stable].model_copy(update={"old": self.old.get(stable, 0)}),
-            candidate=arms[candidate].model_copy(update={"old": self.old.get(candidate, 0)}),
+            stable=arms[stable],
+            candidate=arms[candidate],
         )
 
     def tells_predictions(self, *revisions: str) -> bool:
@@ -88,6 +98,7 @@ def measure(
         stage=before.stage if before is not None else BEFORE,
         percent=percent,
         in_force_since_s=since_s if confirmed else None,
+        reports=counts.reports,
         tally=tally,
     )
     if after.under_split and percent > 0 and status.stage is not None:
@@ -103,6 +114,10 @@ def measure(
     alone = after.tells_predictions(stable, candidate)
     readings = [each.reading(stable, candidate, predictions_alone=alone) for each in (before, after)]
     window = window_between(*readings)
+    if same_split:
+        arms = zip((stable, candidate), *((each.stable, each.candidate) for each in readings), strict=True)
+        waiting = {revision: ahead(*looks) for revision, *looks in arms}
+        after = after.model_copy(update={"ahead": {revision: each for revision, each in waiting.items() if each}})
     # what is no prediction is known from the model servers, who are read one after the other
     taken_apart = alone and any(others(tally, each) > others(before.tally, each) for each in (stable, candidate))
     window = dataclasses.replace(window, counted_apart=counts.apart or taken_apart)
@@ -159,5 +174,6 @@ def _without_latencies(window: Window) -> Window:
 
 
 def _at_most(arm: ArmCounts, requests: float) -> ArmCounts:
-    events = math.ceil(sum(count for name, count in arm.events.items() if name != ABANDONED))
-    return dataclasses.replace(arm, requests=min(arm.requests, max(round(requests), events)))
+    refused = arm.events.get(ERRORS, 0) + arm.events.get(REJECTED, 0)  # no request is both
+    events = max(refused, *(count for name, count in arm.events.items() if name != ABANDONED), 0)
+    return dataclasses.replace(arm, requests=min(arm.requests, max(round(requests), math.ceil(events))))
