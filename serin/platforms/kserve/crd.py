@@ -103,6 +103,7 @@ CONDITIONS: Final = {
 def definition() -> dict[str, Any]:
     spec, status = _schema(Spec), _schema(Status)
     _bounded(spec)
+    _without_nullable_enums(status)
     status["properties"]["phase"]["maxLength"] = MAX_ENUM
     for path, told in TOLD.items():
         field = spec
@@ -174,14 +175,21 @@ def _schema(model: type[BaseModel]) -> dict[str, Any]:
 def _bounded(node: dict[str, Any]) -> None:
     """In a spec, what is not given is left out, not null; and everything has an upper size, without which the API
     server does not accept rules that compare it."""
-    if node.pop("nullable", False) and "enum" in node:
-        node["enum"].remove(None)
+    node.pop("nullable", None)
     if node["type"] == "string":
         node.setdefault("maxLength", MAX_ENUM if "enum" in node else MAX_STRING)
     if node["type"] == "array":
         node.setdefault("maxItems", MAX_ITEMS)
     for inner in (*node.get("properties", {}).values(), *([node["items"]] if "items" in node else [])):
         _bounded(inner)
+
+
+def _without_nullable_enums(node: dict[str, Any]) -> None:
+    """The API server refuses null where there is an enum, even one that names null."""
+    if "nullable" in node:
+        node.pop("enum", None)
+    for inner in (*node.get("properties", {}).values(), *([node["items"]] if "items" in node else [])):
+        _without_nullable_enums(inner)
 
 
 def _structural(node: dict[str, Any], definitions: dict[str, Any]) -> dict[str, Any]:
@@ -193,10 +201,7 @@ def _structural(node: dict[str, Any], definitions: dict[str, Any]) -> dict[str, 
     if options:
         nullable = len(options) < len(node["anyOf"])
         rest = {key: value for key, value in node.items() if key != "anyOf"}
-        only = _structural({**options[0], **rest}, definitions)
-        if nullable and "enum" in only:
-            only["enum"] = [*only["enum"], None]  # else the API server refuses null
-        return only | ({"nullable": True} if nullable else {})
+        return _structural({**options[0], **rest}, definitions) | ({"nullable": True} if nullable else {})
     result: dict[str, Any] = {"type": node.get("type", "string")}
     if "description" in node:
         result["description"] = " ".join(node["description"].split())
