@@ -9,7 +9,7 @@ from serin.judge import scores
 from serin.judge.book import Claim
 from serin.judge.categories import REQUESTS
 from serin.judge.decision import Action, Decision, Evidence
-from serin.judge.policy import ERRORS, LATENCY, SCORES, SPLIT, metric_name
+from serin.judge.policy import BUILT_IN, ERRORS, LATENCY, SCORES, SPLIT, metric_name
 from serin.judge.primitive import Floats
 from serin.judge.state import BEFORE, SILENT, State, stage_policy
 from serin.model.histograms import SCORE_STEP
@@ -87,7 +87,7 @@ def _act(
     if open_claims:
         claim, requests = max(open_claims.items(), key=lambda item: item[1])
         one_sided = zip((LATENCY, SCORES), state.silent.max(axis=0) > SILENT, strict=True)
-        if (claim.metric, True) in one_sided:
+        if (claim.metric, True) in one_sided or claim.metric in _kept_silent(state):
             return wait(f"Harm is not ruled out yet: one revision is not reporting {metric_name(claim.metric)}.")
         rate = state.stage_counts[0, REQUESTS] / age_s if age_s > 0 else 0.0
         still_s = max(requests / rate if rate > 0 else math.inf, stage.min_s - age_s)
@@ -123,6 +123,19 @@ def _unjudged(state: State) -> list[str]:
     candidate, both = (state.earlier_counts + state.stage_counts)[:, measured]
     seen = (candidate > 0) & (candidate < both)
     return [name for name, judged in zip(state.book.metrics, seen, strict=True) if not judged and name != ERRORS]
+
+
+def _kept_silent(state: State) -> list[str]:
+    """Declared metrics that one of the arms has not reported in this stage, while both answered requests."""
+    categories = state.book.categories
+    candidate, both = state.stage_counts
+    if min(candidate[REQUESTS], both[REQUESTS] - candidate[REQUESTS]) <= SILENT:
+        return []
+    names = categories.row.events[BUILT_IN:]
+    first = categories.measured + BUILT_IN
+    measured = slice(first, first + len(names))
+    told = np.minimum(candidate[measured], (both - candidate)[measured])
+    return [name for name, windows in zip(names, told, strict=True) if windows == 0]
 
 
 def _open_claims(state: State) -> dict[Claim, float]:

@@ -279,6 +279,15 @@ def test_what_one_revision_does_not_tell_of_an_event_is_evidence_of_nothing() ->
         assert found.log10_e < 0.01 and not found.safe
 
 
+def test_a_stage_in_which_an_event_is_no_longer_told_says_so() -> None:
+    state = taught(Policy(metrics=(EventMetric(name="refunds", weight=0.3, floor=0.005),)))
+    state = observe(state, window(1, arm(950, 5, refunds=9), arm(50, 0, refunds=0)))
+    for k in range(2, 400):
+        state = observe(state, replace(window(k, arm(950, 5, refunds=9), arm(50)), stage=1))
+    reason = decide(state, 1e6).reason
+    assert reason == "Harm is not ruled out yet: one revision is not reporting refunds."
+
+
 @pytest.mark.parametrize(
     "bad",
     [
