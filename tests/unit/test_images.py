@@ -3,6 +3,7 @@
 import ast
 import importlib.metadata
 import importlib.util
+import json
 import os
 import re
 import subprocess
@@ -260,6 +261,30 @@ def test_an_image_has_the_versions_that_are_tested(target: str) -> None:
     ours, everything = pins(ROOT / f"docker/{target}.lock"), pins(ROOT / "requirements.lock")
     assert ours
     assert ours.items() <= everything.items(), "write it anew with the command at its top"
+
+
+# what may add code to a program
+
+
+def test_no_variable_adds_code_to_the_programs_of_images() -> None:
+    """PYTHONPATH in a model's folder ran its sitecustomize.py before the digest of the model was checked."""
+    dockerfile = (ROOT / images.DOCKERFILE).read_text(encoding="utf-8")
+    started = [json.loads(line) for line in re.findall(r"^ENTRYPOINT (.+)$", dockerfile, re.M)]
+    assert [command[:3] for command in started] == [["/venv/bin/python", "-I", "-m"]] * 2
+    assert "PYTHONPATH" not in dockerfile
+    for manifest in (ROOT / "manifests").rglob("*.yaml"):
+        assert not re.search(r"\bcommand: *\[.*python", manifest.read_text(encoding="utf-8")), manifest
+
+
+def test_a_folder_that_a_variable_names_is_not_looked_into(tmp_path: Path) -> None:
+    (tmp_path / "sitecustomize.py").write_text("print('run')")
+    (tmp_path / "serin.py").write_text("print('run')")
+    for options, said in ((["-I"], b""), ([], b"run\n")):
+        command = [sys.executable, *options, "-c", ""]
+        done = subprocess.run(
+            command, env={"PYTHONPATH": str(tmp_path)}, cwd=tmp_path, capture_output=True, timeout=30
+        )
+        assert done.stdout == said
 
 
 # what is said when a program fails
