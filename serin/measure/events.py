@@ -2,13 +2,19 @@
 
 import math
 from collections.abc import Iterator, Mapping
+from typing import Final
 
 from prometheus_client.parser import text_string_to_metric_families
 from prometheus_client.samples import Sample
 
 from serin.judge.policy import Source
 
-_STARTED = "process_start_time_seconds"
+MOST_EVENTS: Final = 2**53
+"""Beyond it, 1 more is not seen."""
+MOST_SAMPLES: Final = 1000
+MOST_CHARACTERS: Final = 4096
+"""Of a counter, so that a pod of somebody else cannot keep the reader busy."""
+_STARTED: Final = "process_start_time_seconds"
 
 
 def parse(text: str, sources: Mapping[str, Source]) -> dict[str, float]:
@@ -19,7 +25,7 @@ def parse(text: str, sources: Mapping[str, Source]) -> dict[str, float]:
 
 def process(text: str) -> str:
     """When the process began, which tells it from the one before it in the same pod; empty where it does not say."""
-    return "".join(str(each.value) for each in _samples(text, _STARTED))
+    return next((str(each.value) for each in _samples(text, _STARTED)), "")
 
 
 def _count(text: str, source: Source) -> float | None:
@@ -29,7 +35,7 @@ def _count(text: str, source: Source) -> float | None:
         return None
     wanted = source.labels.items()
     count = math.fsum(each.value for each in samples if wanted <= each.labels.items())
-    if not 0 <= count < math.inf:  # NaN is neither
+    if not 0 <= count < MOST_EVENTS:  # NaN is neither
         raise ValueError(f"{source.counter} is {count}, not a count")
     return count
 
@@ -41,5 +47,10 @@ def _comments(text: str) -> Iterator[str]:
 def _samples(text: str, name: str) -> Iterator[Sample]:
     """Only of its own lines: the histograms beside it are long."""
     ours = [line for line in text.splitlines() if line.startswith((f"{name}{{", f"{name} "))]
-    for family in text_string_to_metric_families("".join(f"{line}\n" for line in ours)):
-        yield from family.samples
+    if len(ours) > MOST_SAMPLES or any(len(line) > MOST_CHARACTERS for line in ours):
+        raise ValueError(f"{name} has more label sets, or longer ones, than a counter has")
+    try:
+        for family in text_string_to_metric_families("".join(f"{line}\n" for line in ours)):
+            yield from family.samples
+    except LookupError as error:  # of the parser, for what is no such text
+        raise ValueError(f"{name} is not in Prometheus' text format") from error

@@ -1,6 +1,8 @@
 """Events of declared metrics, from a model server's text."""
 
+import hypothesis.strategies as st
 import pytest
+from hypothesis import given
 from prometheus_client import CollectorRegistry, Counter, generate_latest
 
 from serin.judge.policy import Source
@@ -38,10 +40,35 @@ def test_a_counter_whose_labels_were_never_used_is_zero():
     assert events.parse(text, {"refunds": Source(counter="refunds_total")}) == {"refunds": 0}
 
 
-@pytest.mark.parametrize("value", ["NaN", "-1", "+Inf", "many"])
+@pytest.mark.parametrize("value", ["NaN", "-1", "+Inf", "1e300", "many"])
 def test_what_is_no_count_is_refused(value):
     with pytest.raises(ValueError):
         events.parse(f"refunds_total {value}\n", {"refunds": Source(counter="refunds_total")})
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "refunds_total{" + ",".join(f'l{number}="v"' for number in range(60_000)) + "} 1\n",
+        "".join(f'refunds_total{{kind="{number}"}} 1\n' for number in range(60_000)),
+    ],
+    ids=["long", "many"],
+)
+def test_who_floods_is_not_read(text):
+    """The parser takes seconds for them."""
+    with pytest.raises(ValueError, match="more label sets"):
+        events.parse(text, {"refunds": Source(counter="refunds_total")})
+
+
+@given(st.text(alphabet='{}="\\ ,#ax1.e-\n\t\0é', max_size=20))
+def test_whatever_is_told_is_a_count_or_refused(rest):
+    for text in (f"x{rest}", f"# TYPE x{rest}", f"process_start_time_seconds{rest}"):
+        try:
+            found = events.parse(text, {"x": Source(counter="x", labels={"a": "1"})})
+            assert all(0 <= count < float("inf") for count in found.values())
+            events.process(text)
+        except ValueError:
+            pass
 
 
 def test_a_process_is_known_by_its_start():
