@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from cluster import NO_CHECKS, QUICK, SERVICE, STRICTER, Cluster, fault
+from cluster import LENIENT, NO_CHECKS, QUICK, SERVICE, STRICTER, Cluster, fault
 
 SHORT_START = {**QUICK, "startSeconds": 30}
 
@@ -75,6 +75,23 @@ def test_a_candidate_that_does_not_start_gets_no_traffic(
     assert answers().failed == 0
     assert answers().revisions <= {status["stableRevision"], released.newest()}
     assert released.serving().endswith("/v2")
+
+
+def test_a_declared_metric_is_counted_by_the_predictors_pods(released: Cluster, controller_image: str) -> None:
+    calls = {"name": "calls", "weight": 0.5, "source": {"counter": "serin_score_sum"}}
+    with released.load(controller_image) as answers:
+        released.rollout(
+            "calls",
+            "v3",
+            candidate=fault("scores"),
+            plan=NO_CHECKS,
+            judge={**LENIENT, "metrics": [calls], "require": ["calls"]},
+        )
+        status = released.ended("calls")
+    released.tell(f"  {answers().words()}")
+    assert status["phase"] == "RolledBack"
+    assert status["reason"].startswith("The candidate is harmful: calls in ")
+    assert answers().failed == 0
 
 
 def test_slower_answers_are_found_by_the_predictors_own_histograms(released: Cluster, controller_image: str) -> None:

@@ -14,6 +14,7 @@ import pytest
 from serin.judge.policy import Source
 from serin.measure.tally import Tally, add, counters
 from serin.measure.windows import CUT_OFF, TIMED_OUT
+from serin.platforms.kserve import declared
 from serin.platforms.kserve import gateway as module
 from serin.platforms.kserve.gateway import (
     REVISION,
@@ -179,6 +180,36 @@ def test_events_that_one_pod_keeps_to_itself_are_not_reported_and_hold_nothing_e
     assert counts.read["uid-kourier-1"]["churn-2 codes"] == {200: 8, 500: 2} and "b-1" in counts.read
     world.metrics = "refunds_total many\n"
     assert world.counts().reports["churn-2"] == ()
+
+
+def test_a_pod_that_does_not_serve_yet_need_not_tell_its_events(world: World) -> None:
+    world.sources = {"refunds": Source(counter="refunds_total")}
+    world.metrics = "refunds_total 7\n"
+    starting = pod("churn-2-y", "churn-2", ip=NOWHERE, conditions=())
+    world.predictors = {"churn-2": [pod("churn-2-x", "churn-2"), starting]}
+    assert world.counts().reports["churn-2"] == ("refunds",)
+
+
+def test_pods_whose_events_hang_are_left_alone_for_some_time(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    clock_s = [2000.0]
+    events: Any = world.telemetry._events
+
+    def ask(*_: object) -> tuple[str, dict[str, float]]:
+        clock_s[0] += declared.POD_S
+        return "", {}
+
+    monkeypatch.setattr(events, "_ask", ask)
+    monkeypatch.setattr(module.time, "monotonic", lambda: clock_s[0])
+    world.sources = {"refunds": Source(counter="refunds_total")}
+    world.predictors = {"churn-2": [pod(f"churn-2-{number}", "churn-2") for number in range(40)]}
+    waited_s = 0.0
+    for _ in range(120):
+        before_s = clock_s[0]
+        world.counts()
+        assert clock_s[0] - before_s <= declared.REVISION_S
+        waited_s += clock_s[0] - before_s
+        clock_s[0] += 1
+    assert 0 < waited_s < (clock_s[0] - 2000) / declared.REST
 
 
 def test_rollouts_that_ask_at_the_same_time_share_one_reading(world: World, clock: list[float]) -> None:

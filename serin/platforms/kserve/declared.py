@@ -2,7 +2,7 @@
 
 import threading
 import time
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Final
 
@@ -36,30 +36,22 @@ class DeclaredEvents:
         self._lock = threading.Lock()
         self._rests_until_s: dict[tuple[str, str], float] = {}
 
-    def read(
-        self,
-        namespace: str,
-        revision: str,
-        pods: Mapping[str, str],
-        serving: Collection[str],
-        sources: Mapping[str, Source],
-    ) -> Declared:
-        """`pods` are the addresses of the revision's running pods by uid; those that are `serving` must tell."""
+    def read(self, namespace: str, revision: str, pods: Mapping[str, str], sources: Mapping[str, Source]) -> Declared:
+        """`pods` are the addresses of the revision's serving pods, by uid."""
         start_s = time.monotonic()
         with self._lock:
             self._rests_until_s = {key: until for key, until in self._rests_until_s.items() if until > start_s}
             if not sources or (namespace, revision) in self._rests_until_s:
                 return Declared()
         read: dict[str, Series] = {}
-        reports = set(sources) if serving else set[str]()
+        reports = set(sources) if pods else set[str]()
         for uid, address in pods.items():
             counts: dict[str, float] = {}
             if time.monotonic() - start_s < REVISION_S - POD_S:
                 started, counts = self._ask(address, sources)
                 series = {f"{revision}{EVENT}{name}": {0: round(n * PARTS)} for name, n in counts.items()}
                 read |= {f"{uid} {started}": series} if series else {}
-            if uid in serving:
-                reports &= set(counts)
+            reports &= set(counts)
         took_s = time.monotonic() - start_s
         if took_s > POD_S:
             with self._lock:

@@ -124,10 +124,9 @@ class EnvoyTelemetry:
             read |= told_by_revision.by_process()
         reports = {}
         for revision in active if sources else ():
-            pods = {pod["metadata"]["uid"]: pod for pod in _running(self._predictors((namespace, revision)))}
-            addresses = {uid: f"http://{pod['status']['podIP']}:{PREDICTOR_PORT}" for uid, pod in pods.items()}
-            serving = [uid for uid, pod in pods.items() if _serves(pod)]
-            declared = self._events.read(namespace, revision, addresses, serving, sources)
+            serving = [pod for pod in _running(self._predictors((namespace, revision))) if _serves(pod)]
+            pods = {pod["metadata"]["uid"]: f"http://{pod['status']['podIP']}:{PREDICTOR_PORT}" for pod in serving}
+            declared = self._events.read(namespace, revision, pods, sources)
             read |= declared.read
             reports[revision] = declared.reports
         incomplete = any(each.incomplete for each in told)
