@@ -76,6 +76,14 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Place]:
     assert list(belonging_to(place.home)) == []
 
 
+@pytest.fixture(scope="module")
+def elsewhere(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Place]:
+    """Another platform, for services of other tables."""
+    place = Place(tmp_path_factory.mktemp("other tables"))
+    yield place
+    client.down(place.home)
+
+
 def test_the_story_from_a_table_to_a_promoted_canary(place: Place) -> None:
     done = place.run("--traffic", "300")
     assert done.returncode == 0, done.stdout + done.stderr
@@ -124,39 +132,39 @@ def test_a_second_run_on_the_same_data_holds(place: Place) -> None:
     assert len(Embedded(place.home).rollouts()) == before
 
 
-def test_the_learners_are_tried_where_no_single_column_beats_the_base_rate(place: Place) -> None:
+def test_the_learners_are_tried_where_no_single_column_beats_the_base_rate(elsewhere: Place) -> None:
     """Two readings share a large error, and their difference decides."""
     rng = np.random.default_rng(5)
     error, apart = 12 * rng.normal(size=3000), rng.normal(size=3000)
     event = (rng.random(3000) < 1 / (1 + np.exp(-2 * apart))).astype(int)
     rows = pd.DataFrame({"id": range(3000), "before": error, "after": error + apart, "event": event})
     rows = rows.assign(before=rows["before"].astype(object).where(rows["id"] != 9, "?"), batch="b")
-    rows.to_csv(place.root / "pair.csv", index=False)
+    rows.to_csv(elsewhere.root / "pair.csv", index=False)
     pair = {"data": {"source": "pair.csv"}, "target": "event", "positive": 1, "ids": ["id"], "protected": []}
-    place.configure(**pair, service="pair", training={"learners": ["logistic"], "trials": 1, "budget_s": 30})
-    done = place.run("--traffic", "none")
+    elsewhere.configure(**pair, service="pair", training={"learners": ["logistic"], "trials": 1, "budget_s": 30})
+    done = elsewhere.run("--traffic", "none")
     assert done.returncode == 0, done.stdout + done.stderr
     for line in ("Left out `batch`: has only one value.", "`before` is a number except in 1 row (`?`), which count"):
         assert done.stdout.count(line) == 1
-    report = (place.root / "runs" / "latest" / "report.html").read_text()
+    report = (elsewhere.root / "runs" / "latest" / "report.html").read_text()
     assert '<td class="name">batch</td><td>has only one value</td>' in report
     assert "`before` is a number except in 1 row (`?`), which count" in report
     assert "The rule was not released: First model: rule is not clearly better than the base rate" in done.stdout
-    assert (place.result()["verdict"], place.result()["phase"]) == ("promote", "Promoted")
-    assert Embedded(place.home).champion("pair") is not None
+    assert (elsewhere.result()["verdict"], elsewhere.result()["phase"]) == ("promote", "Promoted")
+    assert Embedded(elsewhere.home).champion("pair") is not None
 
 
-def test_a_run_that_leaves_nothing_serving_says_so(place: Place) -> None:
+def test_a_run_that_leaves_nothing_serving_says_so(elsewhere: Place) -> None:
     rng = np.random.default_rng(6)
     rows = pd.DataFrame({"id": range(1000), "x": rng.random(1000), "event": rng.integers(0, 2, 1000)})
-    rows.to_csv(place.root / "noise.csv", index=False)
+    rows.to_csv(elsewhere.root / "noise.csv", index=False)
     noise = {"data": {"source": "noise.csv"}, "target": "event", "positive": 1, "ids": ["id"], "protected": []}
-    place.configure(**noise, service="noise", training={"learners": ["logistic"], "trials": 1, "budget_s": 30})
-    done = place.run("--traffic", "none")
+    elsewhere.configure(**noise, service="noise", training={"learners": ["logistic"], "trials": 1, "budget_s": 30})
+    done = elsewhere.run("--traffic", "none")
     assert done.returncode == 1, done.stdout + done.stderr
     assert "service   none: no model has been released yet" in done.stdout
-    assert place.result()["verdict"] == "hold"
-    assert (place.root / "runs" / "latest" / "report.html").exists()
+    assert elsewhere.result()["verdict"] == "hold"
+    assert (elsewhere.root / "runs" / "latest" / "report.html").exists()
 
 
 BAD_TABLES = {
