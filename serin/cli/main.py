@@ -41,8 +41,6 @@ from serin.rollout.document import Approval, Candidate, EnvVar, ModelRollout, Ph
 
 FAULTS: Final = ("errors", "latency", "scores", "crash", "slowstart")
 SWITCHES: Final = ("pause", "resume", "approve", "promote", "abort")
-_SUMMARY: Final = 68
-"""Characters that a command's summary may have in a list of commands."""
 LISTED: Final = 20
 AWAY_S: Final = 120.0
 """A watch goes on through an API server that is away no longer than this."""
@@ -57,7 +55,7 @@ class _Commands(click.Group):
 
     def format_commands(self, context: click.Context, formatter: click.HelpFormatter) -> None:
         rows = [
-            (name, command.get_short_help_str(_SUMMARY))
+            (name, command.get_short_help_str())
             for name, command in self.commands.items()
             if not command.hidden and name not in SWITCHES
         ]
@@ -126,8 +124,9 @@ cli = _Commands(
 )
 plugin = _Commands("kubectl serin", help=_HELP, params=_on_cluster(), context_settings={**_SETTINGS, "obj": _cluster})
 """The commands that make sense on a cluster; people know where to put -n and --context."""
-click.version_option(package_name="serin", message="serin %(version)s", hidden=True)(cli)
-click.version_option(package_name="serin", message="serin %(version)s", hidden=True)(plugin)
+for group in (cli, plugin):
+    click.version_option(package_name="serin", message="serin %(version)s", hidden=True)(group)
+    click.help_option("-h", "--help", help="Show this message; --version shows the version.")(group)  # on one line
 
 
 @cli.command()
@@ -410,6 +409,7 @@ def doctor(context: click.Context) -> None:
 for judge_command in judge_commands:
     cli.add_command(judge_command)
 for name, command in cli.commands.items():
+    command.short_help = (command.help or "").split("\n\n")[0]  # lists show it whole
     if name in ("status", "watch", "history", "explain", "doctor", *SWITCHES):
         on_cluster = copy.copy(command)
         on_cluster.params = [*command.params, *_on_cluster()]

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import embedded
 import pytest
+from click.testing import CliRunner
 
 from serin.cli import main as cli
 from serin.cli import view
@@ -81,6 +82,21 @@ def test_help_fits_on_a_small_screen(serin, monkeypatch):
     for command in (name for name, each in cli.cli.commands.items() if not each.hidden):
         assert any(line.startswith(f"  {command} ") or command in cli.SWITCHES for line in lines), command
     assert all(switch in said.out for switch in cli.SWITCHES)
+
+
+@pytest.mark.parametrize("group", [cli.cli, cli.plugin], ids=["serin", "kubectl serin"])
+def test_help_lists_every_command_on_one_whole_line_of_80_columns(group):
+    said = CliRunner().invoke(group, ["--help"], terminal_width=80, prog_name=group.name).output
+    assert max(map(len, said.splitlines())) <= 80 and "--version" in said
+    listed = said.split("Commands:\n")[1]
+    assert "..." not in listed and "…" not in listed
+    assert all(line[:3].strip() and line.endswith(".") for line in listed.splitlines()), listed
+
+
+@pytest.mark.parametrize("name", sorted(cli.cli.commands))
+def test_a_summary_is_never_cut(name):
+    summary = cli.cli.commands[name].get_short_help_str()
+    assert summary and summary.endswith(".") and not summary.endswith(".."), summary
 
 
 @pytest.mark.parametrize("command", sorted(cli.cli.commands))
@@ -479,6 +495,8 @@ def test_the_plugin_has_no_commands_of_the_embedded_platform(kubectl):
 @pytest.mark.parametrize(
     ("typed", "offered"),
     [
+        (("rele",), [":4"]),
+        (("doc",), ["doctor\tShow what a cluster is missing for releases, with fixes.", ":4"]),
         (("ab",), ["abort\tRoll back: all traffic to stable.", ":4"]),
         (("abort", ""), ["churn-1", ":4"]),
         (("abort", "-n", "serving", "ch"), ["churn-1", ":4"]),
