@@ -72,7 +72,8 @@ def _act(
 
     if state.peak >= 1 / policy.alpha:
         blamed = state.blamed or ERRORS
-        reason = f"The candidate is harmful: {_counts(state, blamed)}."
+        how = "harmful, slower than stable" if blamed == LATENCY else "harmful"
+        reason = f"The candidate is {how}: {_counts(state, blamed)}."
         return Decision(Action.ROLLBACK, reason, 0.0, (), blamed=blamed)
     if state.split_peak >= 1 / policy.split_alpha:
         alert = f"The candidate does not get its planned traffic: {_counts(state, SPLIT)}."
@@ -99,12 +100,12 @@ def _act(
         return wait(reason, requests, still_s)
     if total >= policy.suspicion:
         worst = state.book.metrics[int(np.argmax(state.book.weights * by_metric))]
-        return wait(f"The candidate looks worse, but this is not proven: {_counts(state, worst)}.")
+        return wait(f"The candidate looks {_worse(worst)}, but this is not proven: {_counts(state, worst)}.")
     judged = np.array([name not in unjudged for name in state.book.metrics])
     kept = np.where(judged, state.book.kept(state.harm, policy.start_share), 0.0)
     if float(kept.max()) >= policy.doubt and age_s < policy.patience * stage.min_s:
         worst = state.book.metrics[int(np.argmax(kept))]
-        return wait(f"Extending the stage, as the candidate may be worse: {_counts(state, worst)}.")
+        return wait(f"Extending the stage, as the candidate may be {_worse(worst)}: {_counts(state, worst)}.")
     if age_s < stage.min_s:
         return wait(
             f"No sign of harm; the stage lasts another {duration(math.ceil(stage.min_s - age_s))}.",
@@ -167,6 +168,10 @@ def _counts(state: State, metric: str) -> str:
         f"{claim.what} in {candidate[claim.category]:,.0f} of {candidate[REQUESTS]:,.0f} requests on the candidate, "
         f"in {stable[claim.category]:,.0f} of {stable[REQUESTS]:,.0f} on stable"
     )
+
+
+def _worse(metric: str) -> str:
+    return "slower than stable" if metric == LATENCY else "worse"
 
 
 def _gathered(state: State, candidate: Floats, stable: Floats) -> str:

@@ -177,6 +177,16 @@ def test_what_is_not_reported_never_blocks_unless_it_is_required() -> None:
     )
 
 
+def test_a_slow_candidate_is_called_slower_than_stable() -> None:
+    suspected = feed(taught(), 12, latency=slower(3))
+    while said(suspected).log10_e < 0.6:
+        suspected = feed(suspected, 1, latency=slower(3))
+    assert said(suspected).reason.startswith("The candidate looks slower than stable, but"), said(suspected).reason
+    proven = said(feed(suspected, 60, latency=slower(8)))
+    assert proven.action is Action.ROLLBACK
+    assert proven.reason.startswith("The candidate is harmful, slower than stable: latency above p"), proven.reason
+
+
 def test_unreported_metrics_are_never_looked_at_for_longer() -> None:
     state = feed(taught(Policy(scores=ScoreMetric(expected=Scores.DIFFERENT))), 59, rps=6000, seed=9)
     assert "Extending the stage" not in decide(state, 61.0).reason
