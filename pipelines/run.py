@@ -200,9 +200,9 @@ def _failure(execution: Execution) -> Exception:
 def result_of(
     outcome: Outcome, source: sources.Source, champion_digest: str | None, total_s: float
 ) -> dict[str, Any]:
-    """`result.json` of a run."""
+    """`result.json` of a run. Requests in total, and failed ones, are those that the run sent; the candidate's are
+    those that the rollout's report shows: whoever sent them, until it was promoted or rolled back."""
     rollout, tally, evaluation = outcome.rollout, outcome.tally, outcome.evaluation
-    revision = rollout.status.candidate_revision if rollout else None
     sides = {side: (evaluation.get(side) or {}) for side in ("champion", "challenger")}
     return {
         "verdict": evaluation.get("verdict"),
@@ -212,7 +212,7 @@ def result_of(
         "requests": {
             "total": tally.get("sent", 0),
             "failed": tally.get("failed", 0) + tally.get("sent", 0) - tally.get("answered", 0),
-            "candidate": sum(each["count"] for each in tally.get("answers", []) if each["revision"] == revision),
+            "candidate": rollout.status.requests.candidate if rollout else 0,
         },
         "metrics": {side: values.get("metrics", {}) for side, values in sides.items()},
         "timings_s": {

@@ -112,7 +112,7 @@ def _facts(result: Mapping[str, Any], summary: Summary) -> tuple[Fact, ...]:
     ]
     if requests["total"]:
         found += [
-            Fact("requests during the run", f"{requests['total']:,}"),
+            Fact("requests sent by the run", f"{requests['total']:,}"),
             Fact("of which failed", f"{requests['failed']:,}"),
         ]
     return (*found, Fact("total time", words.duration(result["timings_s"]["total"])))

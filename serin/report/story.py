@@ -129,7 +129,9 @@ def _facts(rollout: ModelRollout) -> tuple[Fact, ...]:
     exposed_s = (without[-1] - with_traffic[0]).total_seconds() if without else 0.0
     passed = sum(check.passed for check in status.checks)
     found = [
-        Fact("candidate requests", f"{requests:,}", _share(requests, requests + status.requests.stable)),
+        Fact(
+            "requests answered by the candidate", f"{requests:,}", _share(requests, requests + status.requests.stable)
+        ),
         Fact("of which failed", f"{errors:,}", _share(errors, requests)),
         Fact("time with traffic", words.duration(exposed_s)),
     ]

@@ -12,10 +12,11 @@ from components import config
 from components.preprocess.sources import Source, SourceKind
 from pipelines import run
 from pipelines.progress import Progress
-from pipelines.run import Run, newest, place_of, rate_of
+from pipelines.run import Outcome, Run, newest, place_of, rate_of, result_of
 from serin.errors import UserError
 from serin.platforms.embedded.store import Store
-from serin.rollout.document import Candidate, Metadata, ModelRollout, Spec
+from serin.report.story import tell
+from serin.rollout.document import Candidate, Metadata, ModelRollout, Requests, Spec, Status
 
 
 def test_a_cluster_gets_no_requests_unless_asked() -> None:
@@ -73,6 +74,20 @@ def test_a_run_shows_what_was_under_way_to_its_end_and_then_its_own() -> None:
     assert newest(there, "churn", {"ended"}) is there[1]
     ours = rollout("ours")
     assert newest([*there, ours], "churn", {"ended"}) is ours
+
+
+def test_the_candidates_requests_are_those_that_the_rollouts_report_shows() -> None:
+    rollout = ModelRollout(
+        metadata=Metadata(name="churn-2"),
+        spec=Spec(service="churn", candidate=Candidate(storage_uri="/m")),
+        status=Status(candidate_revision="churn-00002", requests=Requests(stable=900, candidate=1234)),
+    )
+    tally = {"sent": 5000, "answered": 5000, "answers": [{"revision": "churn-00002", "count": 3000}]}
+    outcome = Outcome({}, {}, rollout, None, pipeline_s=1, rollout_s=1, tally=tally)
+    source = Source(Path("churn.csv"), SourceKind.FILE, sha256="", bytes=0)
+    assert result_of(outcome, source, None, 2)["requests"]["candidate"] == 1234
+    shown = {fact.label: fact.value for fact in tell(rollout, []).facts}
+    assert shown["requests answered by the candidate"] == "1,234"
 
 
 class Ended:
