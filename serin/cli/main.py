@@ -28,6 +28,7 @@ from serin.cli import view
 from serin.cli.judge import commands as judge_commands
 from serin.cli.target import connected, pass_platform, remembered, rollout_argument, rollout_named, said
 from serin.errors import TryAgain, UserError
+from serin.hint import typed
 from serin.load import Losses
 from serin.model.files import regular_files
 from serin.plan import PROFILES, Checks, OnInconclusive, Plan, Stage
@@ -84,7 +85,7 @@ def _home(context: click.Context) -> Path:
         home: Path = said(context, "home") or Path(".serin")
         return home.resolve()
     if not named.startswith("embedded:"):
-        raise UserError(f"`serin {context.info_name}` works only on the embedded platform, not on {named}.")
+        raise UserError(f"{typed(str(context.info_name))} works only on the embedded platform, not on {named}.")
     return Path(named.removeprefix("embedded:")).resolve()
 
 
@@ -181,7 +182,7 @@ def status(platform: Platform, service: str | None, since: str | None, *, every:
         console = Console(width=_PIPE_WIDTH)
     console.print(view.table(rollouts, now, width=console.width))
     if older:
-        click.echo("for older ones use `serin status --all`, --service or --since")
+        click.echo(f"for older ones use {typed('status --all')}, --service or --since")
 
 
 @cli.command()
@@ -397,7 +398,7 @@ def doctor(context: click.Context) -> None:
     context.meta.setdefault("serin.platform", "kserve")
     platform = connected(context)
     if not isinstance(platform, KServe):
-        raise UserError("`serin doctor` checks clusters; name one with --platform kserve:NAMESPACE.")
+        raise UserError(f"{typed('doctor')} checks clusters; name one with --platform kserve:NAMESPACE.")
     reading = examination.read(platform.api, platform.namespace)
     found = examination.findings(reading, datetime.now(UTC))
     for each in found:
@@ -420,7 +421,7 @@ for name, command in cli.commands.items():
 
 def _existing(home: Path) -> Embedded:
     if not (home / "serin.db").exists():
-        raise UserError(f"There is no platform in {home}; start one with `serin up` or `make run`.")
+        raise UserError(f"There is no platform in {home}; start one with {typed('up')} or `make run`.")
     return Embedded(home)
 
 
@@ -567,7 +568,7 @@ def guarded(command: click.Command, name: str | None = None) -> None:
         error.show()
         sys.exit(error.exit_code)
     except (click.Abort, KeyboardInterrupt):
-        click.echo("interrupted; a running rollout continues: see `serin status`", err=True)
+        click.echo(f"interrupted; a running rollout continues: see {typed('status')}", err=True)
         sys.exit(code)
 
 

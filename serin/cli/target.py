@@ -7,6 +7,8 @@ from typing import Any, Final
 import click
 
 from serin.errors import TryAgain, UserError
+from serin.hint import typed
+from serin.platforms.embedded.client import Embedded
 from serin.platforms.ports import Platform, Which
 from serin.rollout.document import ModelRollout
 
@@ -49,10 +51,12 @@ def rollout_named(platform: Platform, name: str | None) -> ModelRollout:
     if name is None:
         rollouts = platform.rollouts(Which(last=1))
         if not rollouts:
-            raise UserError(
-                "There is no rollout yet; start one with `make run` or `serin release`, or on a cluster by applying "
-                "a ModelRollout."
+            how = (
+                f"with `make run` or {typed('release')}"
+                if isinstance(platform, Embedded)
+                else "by applying a ModelRollout"
             )
+            raise UserError(f"There is no rollout yet; start one {how}.")
         return rollouts[-1]
     found = platform.find(name)
     if found is None:

@@ -314,7 +314,7 @@ def test_a_damaged_store_is_one_sentence_with_the_fix(store):
     content = bytearray(file.read_bytes())
     content[4096:] = b"\xff" * (len(content) - 4096)
     file.write_bytes(content)
-    with pytest.raises(UserError, match=r"serin\.db is damaged .* run `serin up` and release the model again"):
+    with pytest.raises(UserError, match=r"serin\.db is damaged .* run `.*serin up` and release the model again"):
         damaged = Store(store.home)
         damaged.rollouts()
 

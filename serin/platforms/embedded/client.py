@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from serin.errors import TryAgain, UserError
+from serin.hint import typed
 from serin.platforms.embedded import processes
 from serin.platforms.embedded.gateway import LOCAL
 from serin.platforms.embedded.routes import fall_back
@@ -70,7 +71,7 @@ class Embedded:
     def problem(self) -> str | None:
         home = self.store.home
         if supervisor_pid(home) is None:
-            return f"no supervisor is running for {home}; start it with `serin up`"
+            return f"no supervisor is running for {home}; start it with {typed('up')}"
         if time.monotonic() - (home / processes.LOCK).stat().st_mtime > SILENT_S:
             if shutil.disk_usage(home).free < FULL_BYTES:
                 return f"the disk of {home} is full; stable has all traffic until there is free space"
@@ -149,7 +150,7 @@ def _check_port(home: Path, port: int | None) -> None:
         if port and current and port != current:
             raise UserError(
                 f"The gateway of {home} listens on port {current}, not on SERIN_PORT={port}; stop it with "
-                "`serin down` first, or leave SERIN_PORT out."
+                f"{typed('down')} first, or leave SERIN_PORT out."
             )
         return
     if wanted and not processes.port_is_free(wanted):

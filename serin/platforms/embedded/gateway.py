@@ -274,7 +274,7 @@ def _refusal(status: int, sentence: str, *, headers: Sequence[Mapping[str, Any]]
 
 def _not_here(models: Sequence[str]) -> str:
     if not models:
-        return "No model is served yet; release a first one with `serin release`."
+        return "No model is served yet; release a first one."
     names = ", ".join(models)
     return (
         f"Nothing is served at this path. Models: {names}; send requests to /v1/models/NAME:predict or "

@@ -18,6 +18,7 @@ from typing import Any, Final
 from pydantic import ValidationError
 
 from serin.errors import TryAgain, UserError
+from serin.hint import typed
 from serin.platforms.embedded import processes
 from serin.platforms.ports import ALL, NameTaken, Which
 from serin.rollout.document import Metadata, ModelRollout, Phase, Spec, Status
@@ -187,8 +188,8 @@ class Store:
                 supervisor = processes.supervisor_pid(home)
                 if supervisor not in (None, os.getpid()):
                     raise UserError(
-                        f"The supervisor of {home} runs an earlier version of serin; restart it with `serin down` "
-                        "and `serin up`."
+                        f"The supervisor of {home} runs an earlier version of serin; restart it with "
+                        f"{typed('down')} and {typed('up')}."
                     )
                 copy = home / f"{FILE}.version-{version}"
                 copy.unlink(missing_ok=True)
@@ -466,11 +467,11 @@ def explained(error: sqlite3.DatabaseError, home: Path) -> UserError | TryAgain:
     if code.startswith(("SQLITE_BUSY", "SQLITE_LOCKED")):
         return TryAgain(f"{file} is locked by another program.", delay_s=5)
     if code.startswith("SQLITE_FULL"):
-        return UserError(f"The disk of {home} is full; free some space, for example with `serin prune`.")
+        return UserError(f"The disk of {home} is full; free some space, for example with {typed('prune')}.")
     if code.startswith(("SQLITE_CORRUPT", "SQLITE_NOTADB")):
         return UserError(
-            f"{file} is damaged ({error}); restore a backup, or move it away, run `serin up` and release the model "
-            "again. A running gateway keeps serving stable."
+            f"{file} is damaged ({error}); restore a backup, or move it away, run {typed('up')} and release the "
+            "model again. A running gateway keeps serving stable."
         )
     return UserError(f"{file} cannot be used ({error}); check the disk of {home} and its permissions.")
 

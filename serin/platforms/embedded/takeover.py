@@ -15,6 +15,7 @@ from urllib.parse import unquote, urlparse
 
 from serin import model
 from serin.errors import UserError
+from serin.hint import typed
 from serin.model import files
 from serin.rollout.document import Candidate, ModelRollout
 
@@ -130,7 +131,7 @@ def _copy_in(source: Path, sizes: Mapping[Path, int], folder: Path, digest: str,
     if total + RESERVE_BYTES > free:
         raise UserError(
             f"Model {source} has {total / _MB:,.0f} MB, but only {free / _MB:,.0f} MB are free for {folder.parent}, "
-            f"of which {RESERVE_BYTES // _MB} MB stay free; make room, for example with `serin prune`."
+            f"of which {RESERVE_BYTES // _MB} MB stay free; make room, for example with {typed('prune')}."
         )
     partial = folder.with_name(folder.name + PARTIAL)
     if partial.exists():
