@@ -140,6 +140,38 @@ def test_wanted_traffic_is_drawn_from_the_history(promoted):
     assert [span.text for span in chart.spans][-3:] == ["50 %", "bake 99 %", "100 %"]
 
 
+def test_names_of_short_spans_are_left_out_whole(promoted):
+    """A strut before each name makes one that does not fit wrap, out of sight; its text stays as the span's title."""
+    html = rollout_html(promoted.rollout, promoted.windows)
+    spans = re.findall(r'title="([^"]*)"><i></i><b>([^<]*)</b></span>', html)
+    assert ("bake 99 %", "bake 99 %") in spans and all(title == name for title, name in spans)
+    style = re.search(r"\.spans span \{(.*?)\}", html, re.DOTALL)[1]
+    assert "flex-wrap: wrap" in style and "overflow: hidden" in style and "padding" not in style
+
+
+def test_on_a_phone_every_cell_says_what_it_is(promoted):
+    """Columns have no headings there: rows are blocks, so that nothing scrolls sideways."""
+    html = run_html(
+        CONFIG,
+        result=result(),
+        data=summary(drift=(Drift(column="c", psi=0.31, missing_before=0.01, missing_now=0.2),)).model_dump(
+            mode="json"
+        ),
+        evaluation=evaluation().model_dump(mode="json"),
+        rollout=promoted.rollout,
+        windows=promoted.windows,
+    )
+    assert "overflow-x" not in html
+    tables = [table for table in re.findall(r"<table>(.*?)</table>", html, re.DOTALL) if "<thead>" in table]
+    assert len(tables) == 8
+    for table in tables:
+        for row in re.findall(r"<tr.*?</tr>", table.split("</thead>")[1], re.DOTALL):
+            _, *cells = re.findall(r"<td([^>]*)>([^<]*)", row)
+            assert cells
+            for attributes, text in cells:
+                assert "data-of=" in attributes or text in ("", "challenger"), row
+
+
 def test_ratios_are_shown_in_words_and_on_the_axis(promoted):
     def of(metric: str, low: float | None, high: float | None, log10_e: float = 0.0) -> MetricEvidence:
         requests = Requests(stable=10, candidate=10)
