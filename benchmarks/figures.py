@@ -14,6 +14,7 @@ BENCHMARKS: Final = ("pipeline", "rollout", "judge", "predictor", "controller")
 HEADLINES: Final = (
     ("pipeline", "make run, fresh clone: install, first release, pipeline, canary"),
     ("rollout", "promoted rollout: failed or unanswered"),
+    ("rollout", "20 kills of the model server of stable at 200/s: requests lost"),
     ("rollout", "failing candidate at 5 % of 100/s, checks off: median exposure"),
     ("judge", "healthy candidates rolled back, of 10,040"),
     ("judge", "errors 1 → 5 % at 100 rps: fewer exposed than Kayenta's"),
