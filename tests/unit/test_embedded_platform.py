@@ -125,6 +125,13 @@ def crowd(root: Path) -> None:
         (root / "meta" / f"{number}").touch()
 
 
+def device(root: Path) -> None:
+    try:
+        os.mknod(root / "model" / "zero", 0o666 | stat.S_IFCHR, os.makedev(1, 5))
+    except PermissionError:  # who cannot make one cannot plant one either
+        pytest.skip("only root can make a device file")
+
+
 def bind(root: Path) -> None:
     with socket.socket(socket.AF_UNIX) as listening:
         listening.bind(os.path.relpath(root / "meta" / "s"))
@@ -139,17 +146,11 @@ def bind(root: Path) -> None:
         (crowd, "more than 1,000 files"),
         (lambda root: os.mkfifo(root / "model" / "pipe"), "model/pipe is a named pipe"),
         (bind, "meta/s is a socket"),
-        (
-            lambda root: os.mknod(root / "model" / "zero", 0o666 | stat.S_IFCHR, os.makedev(1, 5)),
-            "model/zero is a device",
-        ),
+        (device, "model/zero is a device"),
     ],
 )
 def test_what_is_no_plain_file_is_refused_before_anything_is_copied(store, folder, tmp_path, damage, why):
-    try:
-        bad = damaged(folder, tmp_path / "bad", damage)
-    except PermissionError:
-        pytest.skip("only root can make a device file")
+    bad = damaged(folder, tmp_path / "bad", damage)
     with pytest.raises(UserError, match=why):
         fetch(store, Candidate(storage_uri=str(bad)))
     assert not (store.home / "models").exists()

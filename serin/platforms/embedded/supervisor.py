@@ -108,7 +108,7 @@ class Supervisor:
         while True:
             try:
                 await self._gateway.watch()
-            except Exception as error:
+            except Exception as error:  # whatever it was: a gateway that nobody watches is replaced by nobody
                 self._complain(error)
 
     async def _prune(self) -> None:
@@ -116,7 +116,7 @@ class Supervisor:
             await asyncio.sleep(PRUNE_S)
             try:
                 await asyncio.to_thread(retention.prune, self._home)
-            except Exception as error:
+            except Exception as error:  # what cannot be pruned now is tried again, and rollouts go on
                 self._complain(error, "what to prune")
 
     async def _fall_back(self) -> None:
@@ -127,7 +127,7 @@ class Supervisor:
         except OSError as error:  # a read-only file system: not even a rename is possible
             self._complain(error, "the routes")
             pins = self._routes.pins
-            if self._pinned != pins:
+            if pins:  # with every look: a gateway that was replaced meanwhile knows nothing of them
                 with contextlib.suppress(aiohttp.ClientError, TimeoutError):  # tried again with the next look
                     await self._gateway.pin(pins)
                     self._pinned = pins
@@ -458,7 +458,7 @@ def main(home: Path, wall: Callable[[], float] = time.time) -> int:
         os.chdir(home)
         try:
             asyncio.run(_main(home, wall))
-        except Exception as error:
+        except Exception as error:  # whatever ends it: nobody watches candidates from now on
             fall_back(home)
             if not isinstance(error, UserError | TryAgain):
                 raise
